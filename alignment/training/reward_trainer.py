@@ -109,7 +109,10 @@ class PairTrainer(OurTrainer, RewardTrainer):  # type: ignore[misc]
         super()._track_num_input_tokens({**inputs, "attention_mask": inputs["attention_mask"][pairs]})
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
-        """This micro batch's part of the step's mean loss, times the ranks, over which gradients are averaged."""
+        """This micro batch's part of the step's mean loss, times the ranks, over which gradients are averaged.
+
+        TRL's own also keeps accuracy and margins of the batch; they are measured on held-out pairs here.
+        """
         counts = inputs.pop("counts")
         step_rows = min(self.batch_size, self.rows - self.state.global_step * self.batch_size)
         chosen, rejected = model(**inputs, use_cache=False).logits.squeeze(-1).chunk(2)

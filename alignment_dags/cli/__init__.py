@@ -21,7 +21,7 @@ def main() -> None:
         command()
     finally:
         for number, handler in usual.items():
-            if signal.getsignal(number) is stop_at_once:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # set where all is said, until the process is over
                 signal.signal(number, handler)
 
 

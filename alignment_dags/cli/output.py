@@ -168,8 +168,11 @@ _SEAM_OF_NAME = re.compile(r"(?<=[/_])|(?<=,)(?=\D)")
 
 
 def _parts(cell: str) -> list[str]:
-    """The pieces that a cell may be cut into: words, or of a name what is joined in it; never within a number."""
-    return (_SEAM if " " in cell.strip() else _SEAM_OF_NAME).split(cell)
+    """The pieces that a cell may be cut into: words, or of a name what is joined in it; never within a number. The
+    first has the cell's indent."""
+    text = cell.lstrip(" ")
+    first, *others = (_SEAM if " " in text.strip() else _SEAM_OF_NAME).split(text)
+    return [cell[: len(cell) - len(text)] + first, *others]
 
 
 def _cut(cell: str, width: int) -> list[str]:

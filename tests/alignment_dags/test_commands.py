@@ -616,6 +616,8 @@ def test_a_table_that_is_wider_than_the_terminal_has_cells_of_several_lines() ->
     assert wide[1].startswith("ok  ALIGN_HOME  a sentence") and len(wide) == 4, "a column of sentences gives first"
     narrow = output.columns(header, [row], 10).splitlines()
     assert len(narrow) > 3 and any("flexible-extract" in line for line in narrow), "nothing is cut within a name"
+    indented = output.columns(("", "found"), [("  seconds in all", "1")], 14).splitlines()
+    assert [line.split("  1")[0].rstrip() for line in indented[1:]] == ["  seconds", "in all"]
 
 
 def test_an_address_of_this_machine_is_shown_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import NotBuilt, Upstream
 from assets.champion import Champion, champion_for
-from assets.measurements import asks_an_endpoint, evals, needed_to_choose, responses, responses_request, scores_request
+from assets.evals import asks_an_endpoint, evals, scores_request
+from assets.responses import needed_to_choose, responses, responses_request
 from eval.stages.responses import STAGE as RESPONSES
 from eval.stages.responses import ResponsesRequest
 from eval.stages.scores import STAGE as SCORES

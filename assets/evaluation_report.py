@@ -13,11 +13,12 @@ from assets.building.show import escaped, picture, table
 from assets.building.upstream import Upstream
 from assets.champion import champion_for
 from assets.champion_evals import champion_scores, change_of_judge
-from assets.measurements import baseline_of, pool_of
 from assets.merge import require_one_architecture
 from assets.new_rows import NAME as NEW_ROWS
 from assets.new_rows import measured
 from assets.policy_checkpoint import repeats_of
+from assets.policy_divergence import pool_of
+from assets.responses import baseline_of
 from assets.rounds import comparisons, named
 from eval.gate.baselines import PublishedFigure, read_baselines
 from eval.gate.default import gate_of, sweep_metric

@@ -31,10 +31,10 @@ from assets.building.node import Node, Shown
 from assets.building.show import curves, table
 from assets.building.upstream import Upstream
 from assets.champion import registered_champion
-from assets.measurements import REWARD_MODEL
 from assets.pins import prompt_sources, suite_items
 from assets.preference_shard import show as show_shard
 from assets.reference_logprobs import scoring
+from assets.responses import REWARD_MODEL
 from eval.ranking.scorers import Reading
 from eval.stages.ranked_pairs import STAGE as RANKED
 from eval.stages.ranked_pairs import RankedRequest, RankedSummary

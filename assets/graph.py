@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from alignment.recipe.recipe import Recipe
+from assets.base_model import base_model
 from assets.building.node import Node
 from assets.champion_evals import champion_evals, champion_responses
 from assets.champion_reference import against_champion
+from assets.evals import evals
 from assets.evaluation_report import evaluation_report
 from assets.generation import generated_pairs, reward_model, scored_by_reward_model
-from assets.measurements import baseline_of, evals, policy_divergence, responses
 from assets.merge import merge
 from assets.new_rows import new_rows
 from assets.policy_checkpoint import Policy, policies_of, policy_checkpoint, repeats_of
+from assets.policy_divergence import policy_divergence
 from assets.preference_manifest import chained_manifest, preference_manifest
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import policy_logprobs, reference_logprobs
 from assets.registered_model import registered_model
+from assets.responses import baseline_of, responses
 from assets.rounds import rounds
-from assets.sft_checkpoint import base_model, sft_checkpoint, sft_dataset
+from assets.sft_checkpoint import sft_checkpoint
+from assets.sft_dataset import sft_dataset
 from assets.soups import soups
 from assets.sweep import sweep
 from resources.pools import Pools

@@ -18,9 +18,10 @@ from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import picture, table
 from assets.building.upstream import Upstream
-from assets.measurements import baseline_of, evals, responses
+from assets.evals import evals
 from assets.policy_checkpoint import Policy, policies_of, policy_checkpoint
 from assets.preference_manifest import part_manifest
+from assets.responses import baseline_of, responses
 from eval.gate.default import gate_of, sweep_metric
 from eval.gate.metrics import unit_of
 from eval.gate.sweep import SweepRequest, SweepSummary, SweptPoint, described

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from alignment.methods.cpo import Cpo
 from alignment.methods.dpo import ApoDown, ApoZero, ConservativeDpo, Dpo, Hinge, Ipo, NormalisedDpo, RobustDpo
 from alignment.methods.grpo import Grpo
 from alignment.methods.kto import Kto
 from alignment.methods.ld_dpo import LdDpo
 from alignment.methods.method import LabelledLogps, Method, PairLogps
-from alignment.methods.reference_free import Cpo, Orpo, SimPo
+from alignment.methods.orpo import Orpo
+from alignment.methods.simpo import SimPo
 
 METHODS: dict[str, type[Method]] = {
     method.name: method

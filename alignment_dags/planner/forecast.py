@@ -39,7 +39,7 @@ from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
 from assets.building.upstream import NotBuilt
 from assets.champion_reference import LOGPROBS as CHAMPION_LOGPROBS
-from assets.measurements import BASELINES
+from assets.responses import BASELINES
 from eval.stages.evaluation_report import STAGE as REPORT
 from eval.stages.scores import STAGE as SCORES
 from resources.pools import Pool

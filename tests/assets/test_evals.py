@@ -9,8 +9,8 @@ from alignment.recipe import Judge, parse_recipe
 from alignment.store import Artifact
 from assets.building.factory import numbers
 from assets.building.upstream import Upstream
+from assets.evals import evals
 from assets.graph import nodes_of
-from assets.measurements import evals
 from eval.grading.choose import bill
 from eval.judge.budget import Usage
 from eval.judge.endpoint import Outcome
@@ -81,7 +81,7 @@ def test_without_a_judge_no_task_of_lm_eval_is_looked_up_to_plan(
         "r",
         {},
     )
-    monkeypatch.setattr("assets.measurements.suite_named", looked_up)
+    monkeypatch.setattr("assets.evals.suite_named", looked_up)
     monkeypatch.setattr("eval.stages.scores.suite_named", looked_up)
     node = evals(recipe, "policy", "mmlu_anatomy", recipe.evals.selected()["mmlu_anatomy"])
     request: Any = node.request(cast(Upstream, Answered()), None)

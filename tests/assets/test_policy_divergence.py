@@ -11,7 +11,7 @@ from alignment.store import Artifact, Ref, Store
 from assets.building.node import Node
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of
-from assets.measurements import policy_divergence
+from assets.policy_divergence import policy_divergence
 from eval.stages.policy_divergence import DivergenceRequest
 from resources.pools import load_pools
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from alignment.methods import Method, PairLogps, method_of
-from alignment.methods.reference_free import Cpo, Orpo, SimPo
+from alignment.methods.cpo import Cpo
+from alignment.methods.orpo import Orpo
+from alignment.methods.simpo import SimPo
 from alignment.recipe import Dpo
 
 EVERY: list[Method] = [SimPo(beta=2.5, gamma_ratio=0.3), Cpo(beta=0.2, sft_weight=0.7), Orpo(odds_weight=0.25)]

@@ -8,7 +8,7 @@ import pytest
 
 from alignment.errors import BadInput
 from alignment.recipe import parse_recipe
-from assets.measurements import scores_request
+from assets.evals import scores_request
 from assets.pins import suite_spec
 from eval.commands import score_files
 from eval.gate.default import gate_of

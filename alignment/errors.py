@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 
 from alignment.address import shown
@@ -65,6 +65,29 @@ class NewerFormat(CorruptArtifact):
 
 class ErasedArtifact(MissingArtifact):
     """An artifact whose commit record stands while files of it were erased on purpose."""
+
+
+# What is behind an error. Causes may go round in a circle: `raise error from error` makes one.
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """An error and its causes, the first one last, each once."""
+    found = [error]
+    while (cause := found[-1].__cause__) is not None and not any(cause is one for one in found):
+        found.append(cause)
+    return found
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, its causes, and what each of them came in the middle of, each once."""
+    left: list[BaseException | None] = [error]
+    met: list[BaseException] = []
+    while left:
+        one = left.pop(0)
+        if one is not None and not any(one is other for other in met):
+            met.append(one)
+            left += [one.__cause__, one.__context__]
+            yield one
 
 
 # An error of a library, and a long list, in one line for a person.

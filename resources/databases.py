@@ -20,7 +20,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine, ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from alignment.errors import BadInput, first_few, one_line
+from alignment.errors import BadInput, causes, first_few, one_line
 from resources.home import dagster_home
 
 PATIENCE = 45.0
@@ -148,9 +148,7 @@ def dagster_instance() -> Iterator[dg.DagsterInstance]:
         with dg.DagsterInstance.get() as instance:
             yield instance
     except Exception as error:
-        behind: BaseException | None = error
-        while behind is not None and not isinstance(behind, (OperationalError, InterfaceError)):
-            behind = behind.__cause__
+        behind = next((one for one in causes(error) if isinstance(one, (OperationalError, InterfaceError))), None)
         if behind is None:
             raise
         if isinstance(behind, DatabaseUnusable):

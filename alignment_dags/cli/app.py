@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from alignment.address import shown
-from alignment.errors import BadInput, one_line, require_utf8
+from alignment.errors import BadInput, causes, one_line, require_utf8
 from alignment_dags.cli.files import compare, diff, reference, score
 from alignment_dags.cli.hand_over import ab, card, publish, serve
 from alignment_dags.cli.judge import judge
@@ -40,7 +40,7 @@ def unreachable(error: BaseException) -> str | None:
 
     An error whose cause (`raise ... from`) is a network error counts as one.
     """
-    if not any(_of_a_network(cause) for cause in _causes(error)):
+    if not any(_of_a_network(cause) for cause in causes(error)):
         return None
     first = (str(error).strip() or "no reason given").splitlines()[0]
     return f"cannot be reached: {type(error).__name__}: {first}{_store()}"
@@ -55,13 +55,6 @@ def of_a_file(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or error.filename is None:
         return None
     return f"{error.filename}: {error.strerror}"
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    causes = [error]
-    while (cause := causes[-1].__cause__) is not None and cause not in causes:
-        causes.append(cause)
-    return causes
 
 
 def _of_a_network(error: BaseException) -> bool:

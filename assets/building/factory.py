@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from alignment.address import shown
-from alignment.errors import BadInput, one_line
+from alignment.errors import BadInput, chain, one_line
 from alignment.guards import GATE, Guard
 from alignment.progress import CURVES
 from alignment.recipe.recipe import Recipe
@@ -336,11 +336,9 @@ def is_page(path: Path) -> bool:
     return path.suffix == ".html"
 
 
-def _holds_secret(error: BaseException | None) -> bool:
+def _holds_secret(error: BaseException) -> bool:
     """Whether the text of an error, or of its cause, has an address that may not be shown."""
-    return error is not None and (
-        shown(str(error)) != str(error) or _holds_secret(error.__cause__) or _holds_secret(error.__context__)
-    )
+    return any(shown(str(one)) != str(one) for one in chain(error))
 
 
 def numbers(summary: dict[str, Any], prefix: str = "") -> dict[str, float]:

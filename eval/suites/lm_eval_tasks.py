@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import BadInput, first_few
+from alignment.errors import BadInput, causes, first_few
 from eval.suites.suite import Item, StockTask, Suite
 
 # lm-eval is called without its messages and downloads, and with fixed seeds.
@@ -62,9 +62,7 @@ def quiet() -> Iterator[None]:
 
 def root_cause(error: BaseException) -> str:
     """The first cause of an error of another library, in one line."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    cause = causes(error)[-1]
     return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
 
 

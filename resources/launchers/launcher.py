@@ -20,7 +20,7 @@ from dagster._utils.interrupts import capture_interrupts
 from alignment.address import handed_on, shown
 from alignment.devices import take_for_this_process
 from alignment.digest import json_digest
-from alignment.errors import BadInput
+from alignment.errors import BadInput, chain
 from alignment.stages.__main__ import BAD_INPUT_FILE
 from alignment.stages.execute import DAGSTER_RUN, JOB, KEY_IS_HELD, RECIPE_NAME, execute
 from alignment.stages.stage import Request, Stage
@@ -38,6 +38,7 @@ NOT_INSTALLED = re.compile(
 LOST = re.compile(
     r"(exit|with) code -?(9|15|137|143)\b|preempt|evict|unexpectedly (died|killed|terminated)"
     r"|(actor|node|worker|supervisor)\b.{0,60}\b(died|dead|killed|lost|terminated|unavailable|failed)\b"
+    r"|supervisor actor\b.*\bis already taken"  # by the job of a node that was lost a moment ago
     r"|failed to connect|ConnectionError|connection (refused|reset|aborted)|timed out",
     re.IGNORECASE,
 )
@@ -212,6 +213,8 @@ class ProgramLauncher(ABC):
                 raise BadInput(store.fs.cat_file(bad_input).decode()) from None
             raised = failure_of(error, launch)
             again = isinstance(raised, dg.RetryRequested)
+            if raised is error:
+                raise
             raise raised from error
         finally:
             if not again:  # else a job that waits may still have to read its request
@@ -265,12 +268,7 @@ def failure_of(error: Exception, launch: Launch) -> Exception:
 
 def interruption_behind(error: BaseException) -> BaseException | None:
     """The interruption of a cancelled step that an error hides: a client may fail while it stops what it reads."""
-    seen: BaseException | None = error
-    met: list[BaseException] = []  # causes may go round in a circle
-    while seen is not None and not isinstance(seen, INTERRUPTIONS) and not any(seen is one for one in met):
-        met.append(seen)
-        seen = seen.__cause__ or seen.__context__
-    return seen if isinstance(seen, INTERRUPTIONS) else None
+    return next((one for one in chain(error) if isinstance(one, INTERRUPTIONS)), None)
 
 
 def _last_line(text: str) -> str:

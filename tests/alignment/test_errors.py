@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from alignment.errors import LONGEST, BadInput, be, counted, did_you_mean, first_few, one_line
+from alignment.errors import LONGEST, BadInput, be, causes, chain, counted, did_you_mean, first_few, one_line
 
 
 def test_a_short_list_is_named_whole() -> None:
@@ -57,3 +57,12 @@ def test_an_error_of_many_lines_is_one_line_wherever_it_is_told() -> None:
     assert str(BadInput("refused:\n\n  {\n    'a  b': 1\n  }\n", file="x")) == "x: refused: { 'a  b': 1 }"
     assert one_line(ValueError("a\n\tb\n")) == "a b" and one_line(ValueError()) == "ValueError"
     assert one_line("") == "" and len(one_line("x" * 5_000)) < LONGEST + 10
+
+
+def test_what_is_behind_an_error_is_met_once_though_it_goes_round_in_a_circle() -> None:
+    first, last, beside = ValueError("first"), ValueError("last"), ValueError("beside")
+    last.__cause__, first.__cause__, last.__context__ = first, last, beside
+    assert causes(last) == [last, first]
+    assert list(chain(last)) == [last, first, beside]
+    beside.__cause__ = beside
+    assert causes(beside) == list(chain(beside)) == [beside]

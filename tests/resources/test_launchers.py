@@ -19,7 +19,7 @@ import pytest
 from ray.job_submission import JobStatus
 
 from alignment.data.files import pin_file
-from alignment.errors import BadInput
+from alignment.errors import BadInput, chain
 from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Commit, Store
 from resources.home import PROJECT
@@ -205,6 +205,11 @@ def test_an_address_with_a_password_is_not_sent_to_another_machine(request_of_pa
             "lost",
         ),
         ("Failed to connect to Ray at address: http://head:8265.", "lost"),
+        (
+            "Ray job a failed with status FAILED. Message:\nFailed to start supervisor actor a: 'The name"
+            " _ray_internal_job_actor_a (namespace=SUPERVISOR) is already taken. Please use a different name'",
+            "lost",
+        ),
         ("pod align-x ended with Evicted, last available logs:\n…", "lost"),
         ("pod align-x was terminated: node lost or preempted, last available logs:\n", "lost"),
         ("Job entrypoint command failed with exit code 137, last available logs:\nx", "lost"),
@@ -224,6 +229,24 @@ def test_what_can_pass_is_tried_again_and_what_cannot_is_said(
     found = failure_of(error, launch_of(pod_pool(), request_of_pairs, Store(str(tmp_path / "store"))))
     expected = {"lost": dg.RetryRequested, "bad input": BadInput, "failed": RuntimeError}[kind]
     assert type(found) is expected
+
+
+class Failing(ProgramLauncher):
+    """As a cluster that says something which no other try mends."""
+
+    def start(self, launch: Launch, program: Program) -> None:
+        raise RuntimeError("not what a cluster says of a lost node")
+
+    def stop(self, launch: Launch, program: Program) -> None: ...
+
+
+def test_what_a_cluster_says_is_raised_as_it_is_and_is_not_its_own_cause(
+    request_of_pairs: ShardRequest, tmp_path: Path
+) -> None:
+    launch = launch_of(pod_pool(), request_of_pairs, Store(str(tmp_path / "store")))
+    with pytest.raises(RuntimeError, match="not what a cluster says of a lost node") as told:
+        Failing().run(launch)
+    assert list(chain(told.value)) == [told.value]
 
 
 class TwiceInterrupted(ProgramLauncher):

@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import time
+from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 from dagster_ray.core.pipes import PipesRayJobClient
@@ -62,21 +64,22 @@ def _address(launch: Launch) -> str:
 class OneJobAName(JobSubmissionClient):  # type: ignore[misc]
     """Submits a job only if none of that name is there and alive.
 
-    Ray lets one job at a time have a name, and deletes none that is at work. So whoever loses a race against another
-    launcher meets a refusal, and looks again.
+    Ray lets one job at a time have an id. So whoever loses a race against another launcher meets a refusal, and looks
+    again. A job that has ended keeps its id, and the next one of the name gets a number: Ray goes on watching an ended
+    job whose node was lost, and would tell its death of whatever has the id by then.
     """
 
     def submit_job(self, *, submission_id: str, **job: Any) -> str:
-        """The name of the job, whether it is new or was found."""
+        """The id of the job, whether it is new or was found; `submission_id` is its name."""
         refusals: list[RuntimeError] = []
         while len(refusals) < TRIES:
             try:
-                known = self._status(submission_id)
-                if known is not None and not known.is_terminal():
-                    return submission_id
-                if known is not None:  # it failed or was stopped: what succeeded has committed, and is not asked for
-                    self.delete_job(submission_id)
-                return str(super().submit_job(submission_id=submission_id, **job))
+                for each in ids_of(submission_id):
+                    known = self._status(each)
+                    if known is None:
+                        return str(super().submit_job(submission_id=each, **job))
+                    if not known.is_terminal():
+                        return each
             except RuntimeError as error:
                 refusals.append(error)
         raise refusals[-1]
@@ -93,12 +96,14 @@ class OneJobAName(JobSubmissionClient):  # type: ignore[misc]
             time.sleep(POLL)
 
     def stop_if_there(self, name: str) -> None:
-        """Stops the job of that name, if there is one."""
-        try:
-            self.stop_job(name)
-        except RuntimeError as error:
-            if "404" not in str(error):
-                raise
+        """Stops the job of that name, if there is one at work."""
+        for each in ids_of(name):
+            try:
+                self.stop_job(each)
+            except RuntimeError as error:
+                if "404" not in str(error):
+                    raise
+                return
 
     def _status(self, name: str) -> Any:
         try:
@@ -107,6 +112,12 @@ class OneJobAName(JobSubmissionClient):  # type: ignore[misc]
             if "404" in str(error):
                 return None
             raise
+
+
+def ids_of(name: str) -> Iterator[str]:
+    """The ids of a name's jobs, one after the other."""
+    yield name
+    yield from (f"{name}-{number}" for number in count(1))
 
 
 def submission(launch: Launch, program: Program) -> dict[str, Any]:

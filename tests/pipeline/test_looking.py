@@ -68,8 +68,9 @@ def file(small_recipe: dict[str, Any], small_inputs: Path, tmp_path: Path, monke
 
 
 def contents(*folders: Path) -> dict[Path, bytes | None]:
-    """Every file with its bytes, and every folder."""
-    found = (path for folder in folders for path in folder.rglob("*"))
+    """Every file with its bytes, and every folder. Digests of source files may be remembered at any time: once a file
+    has been left alone for `SETTLED_SECONDS`, whoever reads it next does."""
+    found = (path for folder in folders for path in folder.rglob("*") if "digests" not in path.parts)
     return {path: path.read_bytes() if path.is_file() else None for path in found}
 
 

@@ -333,14 +333,12 @@ class Races:
 
     def move(self) -> None:
         """Something happens elsewhere, or nothing."""
-        status = self.jobs.get("align-x")
-        what = self.draw.choice(["nothing", "end", "submit", "delete"])
-        if what == "end" and status == JobStatus.RUNNING:
-            self.jobs["align-x"] = self.draw.choice([JobStatus.FAILED, JobStatus.STOPPED])
-        elif what == "submit" and status is None:
-            self.jobs["align-x"] = JobStatus.RUNNING
-        elif what == "delete" and status is not None and status.is_terminal():
-            del self.jobs["align-x"]
+        last = next(reversed(self.jobs), None)
+        what = self.draw.choice(["nothing", "end", "submit"])
+        if what == "end" and last is not None and self.jobs[last] == JobStatus.RUNNING:
+            self.jobs[last] = self.draw.choice([JobStatus.FAILED, JobStatus.STOPPED])
+        elif what == "submit" and (last is None or self.jobs[last].is_terminal()):
+            self.jobs["align-x" if last is None else f"align-x-{len(self.jobs)}"] = JobStatus.RUNNING
 
     def get_job_status(self, name: str) -> JobStatus:
         self.move()
@@ -348,16 +346,11 @@ class Races:
             raise RuntimeError(f"Request failed with status code 404: Job {name} does not exist.")
         return self.jobs[name]
 
-    def delete_job(self, name: str) -> None:
-        self.move()
-        if name not in self.jobs or not self.jobs[name].is_terminal():
-            raise RuntimeError("Request failed with status code 500: Attempted to delete job that is not terminal")
-        del self.jobs[name]
-
     def submit_job(self, *, submission_id: str, **job: Any) -> str:
         self.move()
         if submission_id in self.jobs:
             raise RuntimeError(f"ValueError: Job with submission_id {submission_id} already exists.")
+        assert JobStatus.RUNNING not in self.jobs.values(), "a second job of the name"
         self.jobs[submission_id] = JobStatus.RUNNING
         self.submitted += 1
         return submission_id
@@ -376,11 +369,12 @@ def test_of_a_thousand_races_none_starts_a_second_job_or_ends_one_at_work(monkey
     monkeypatch.setattr("resources.launchers.ray.TRIES", 1000)
     for seed in range(1000):
         races = Races(seed)
-        for name in ("get_job_status", "delete_job", "submit_job"):
+        for name in ("get_job_status", "submit_job"):
             monkeypatch.setattr(JobSubmissionClient, name, forwarded_to(races, name))
         launcher = OneJobAName.__new__(OneJobAName)
-        assert launcher.submit_job(submission_id="align-x", entrypoint="x") == "align-x"
-        assert races.jobs["align-x"] == JobStatus.RUNNING and races.submitted <= 1
+        found = launcher.submit_job(submission_id="align-x", entrypoint="x")
+        assert found == next(reversed(races.jobs)) and races.submitted <= 1
+        assert races.jobs[found] == JobStatus.RUNNING
 
 
 def test_a_dashboard_that_does_not_answer_for_a_moment_ends_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,23 +167,22 @@ class ByRay(Simulated):
         client.submit_job(submission_id=name, entrypoint="x")
 
 
-def ray_status(client: Any, name: str) -> JobStatus:
+def number_of(client: Any, job: str) -> int:
+    """Which submission of the name it is, from 0."""
+    return 0 if job == client.name else int(job.removeprefix(f"{client.name}-"))
+
+
+def ray_status(client: Any, job: str) -> JobStatus:
     client.world.move()
-    if client.world.status is None:
+    if (number := number_of(client, job)) >= client.world.submitted:
         raise RuntimeError("Request failed with status code 404: Job does not exist.")
-    return client.world.status
-
-
-def ray_delete(client: Any, name: str) -> None:
-    client.world.move()
-    if client.world.status is None or not client.world.status.is_terminal():
-        raise RuntimeError("Request failed with status code 500: Attempted to delete job that is not terminal")
-    client.world.status = None
+    last = number == client.world.submitted - 1
+    return client.world.status if last else JobStatus.FAILED
 
 
 def ray_submit(client: Any, *, submission_id: str, **job: Any) -> str:
     client.world.move()
-    if client.world.status is not None:
+    if number_of(client, submission_id) < client.world.submitted:
         raise RuntimeError("ValueError: Job with that submission_id already exists.")
     client.world.submit()
     return submission_id
@@ -267,7 +266,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from resources.launchers.kuberay import OneRayJobAName
 
     monkeypatch.setattr(JobSubmissionClient, "get_job_status", ray_status)
-    monkeypatch.setattr(JobSubmissionClient, "delete_job", ray_delete)
     monkeypatch.setattr(JobSubmissionClient, "submit_job", ray_submit)
     monkeypatch.setattr(RayJobClient, "create", kuberay_create)
     monkeypatch.setattr(RayJobClient, "get", kuberay_get)

@@ -54,9 +54,9 @@ def prepare(uri: str) -> None:
 
 def _is_told_here(record: logging.LogRecord) -> bool:
     """MLflow logs an error of its database with a traceback, and raises it: whoever called tells it. What it only warns
-    of becomes a line."""
+    of becomes a line, and that it makes tables is nobody's concern."""
     record.msg, record.args = one_line(record.getMessage()), ()
-    return record.exc_info is None
+    return record.exc_info is None and record.levelno >= logging.WARNING
 
 
 def _read(database: Path) -> None:

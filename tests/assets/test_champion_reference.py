@@ -63,6 +63,18 @@ def train(store: Store, **changes: Any) -> tuple[DpoRequest, Artifact]:
     return request, Upstream(store, "small")("policy_checkpoint")
 
 
+def trained_against_the_first(store: Store) -> tuple[Artifact, Artifact]:
+    """The registration of monday's policy, and the policy of tuesday, whose reference that is."""
+    made(store, "sft_checkpoint")
+    of_day(store, "monday")
+    _, first = train(store)
+    registration = registered(store, first)
+    of_day(store, "tuesday")
+    request, second = train(store)
+    assert request.reference == first
+    return registration, second
+
+
 def asked(store: Store, name: str = LOGPROBS) -> Any:
     node: Node = nodes(**AGAINST_CHAMPION)[name]
     return node.request(Upstream(store, "small"), None)
@@ -154,37 +166,21 @@ def test_a_champion_that_cannot_be_the_reference_leaves_it_to_the_sft_checkpoint
 
 
 def test_a_policy_that_was_trained_against_one_that_learned_a_withdrawn_shard_has_it_of_it(store: Store) -> None:
-    made(store, "sft_checkpoint")
-    of_day(store, "monday")
-    _, first = train(store)
-    registered(store, first)
-    of_day(store, "tuesday")
-    request, second = train(store)
-    assert request.reference == first
+    _, second = trained_against_the_first(store)
     bury(store, "small", "shards", [Tombstone(id="monday", at="2026-01-01T00:00:00+00:00")])
     assert learned_withdrawn(Upstream(store, "small"), store.commit_of(second))
 
 
 def test_rows_that_were_trained_against_a_champion_are_not_scored_by_it_under_another_tokenizer(store: Store) -> None:
-    made(store, "sft_checkpoint")
-    monday = of_day(store, "monday")
-    _, first = train(store)
-    registered(store, first)
-    of_day(store, "tuesday")
-    request, _ = train(store)
-    assert request.reference == first
-    put(store, "sft_checkpoint", checkpoint(store, "sft_checkpoint", "sft", "b", manifest=monday, checkpoint=monday))
+    trained_against_the_first(store)
+    rows = Upstream(store, "small")("preference_manifest")
+    put(store, "sft_checkpoint", checkpoint(store, "sft_checkpoint", "sft", "b", manifest=rows, checkpoint=rows))
     with pytest.raises(NotNeeded, match="version 1 has another tokenizer"):
         asked(store)
 
 
 def test_a_promotion_while_rows_are_scored_is_named_and_pins_nothing(store: Store) -> None:
-    made(store, "sft_checkpoint")
-    of_day(store, "monday")
-    _, first = train(store)
-    registration = registered(store, first)
-    of_day(store, "tuesday")
-    _, second = train(store)
+    registration, second = trained_against_the_first(store)
     of_day(store, "wednesday")
     stage = Stage("policy_logprobs", 1, PolicyLogprobsRequest, lambda request, _: Result(request.model_dump_json()))
     put(store, LOGPROBS, execute(stage, asked(store), store).artifact)

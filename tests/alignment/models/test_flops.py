@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from alignment.data.tokens import TokenSequence
 from alignment.models.shape import shape_of
 from alignment.models.size import Work, forward_operations, peak_flops, scoring_flops, training_operations
+from tests.alignment.models.test_memory import OWN
 
 WIDTH, LAYERS, VOCABULARY = 64, 3, 500
 
@@ -49,23 +50,10 @@ def test_a_prompt_counts_once_however_many_completions_it_has() -> None:
     assert 1.2 * alone < both < 1.6 * alone
 
 
-MIXTURES: dict[str, dict[str, Any]] = {
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen2_moe": {
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 96,
-        "shared_expert_intermediate_size": 112,
-    },
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 3, "moe_intermediate_size": 96},
-    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
-}
-
-
-@pytest.mark.parametrize("kind", sorted(MIXTURES))
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])
 def test_of_a_mixture_those_experts_count_that_a_token_goes_through(kind: str) -> None:
     """torch's own counter does not know grouped products, so each expert runs by itself here."""
-    tokens, model = 40, model_of(kind, **MIXTURES[kind])
+    tokens, model = 40, model_of(kind, **OWN[kind])
     model.set_experts_implementation("eager")
     shape = shape_of(model.config.to_dict())
     assert shape is not None

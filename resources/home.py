@@ -21,6 +21,8 @@ from alignment.address import shown
 from alignment.errors import BadInput
 
 PROJECT = Path(__file__).resolve().parents[1]
+UNHEARD = ("ignore::FutureWarning", "ignore:Function `PipesMessageReader")
+"""Warnings that no user can act on: of libraries to each other, and of a name in Dagster that may still change."""
 
 
 def align_home() -> Path:
@@ -89,7 +91,7 @@ def ensure_home() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # log lines report progress, as bars are unreadable in files
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # libraries warn of each other
+    os.environ.setdefault("PYTHONWARNINGS", ",".join(UNHEARD))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

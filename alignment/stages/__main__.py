@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from alignment.devices import share_launchers_gpus
 from alignment.errors import BadInput
 from alignment.recipe.faults import fault
-from alignment.stages.execute import execute, load_stage, make_again
+from alignment.stages.execute import JOB, execute, load_stage, make_again
 from alignment.stages.stage import Request, Result, Stage
 from alignment.store import CorruptArtifact, MissingArtifact, Store
 
@@ -48,15 +48,22 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="make the result again into this folder, and commit nothing")
     parser.add_argument("--cache", type=Path, help="where what is remote is kept and built on this machine")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    first_here, first_rank = (os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK"))
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    in_session = first_here and not again  # Dagster takes one a step
+    shown_by_step = "DAGSTER_PIPES_CONTEXT" in os.environ and JOB not in os.environ  # a job has a log of its own
+    lines = logging.StreamHandler(sys.stderr)
+    if not first_here or (shown_by_step and in_session):
+        lines.setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[lines])
     share_launchers_gpus()
-    first_rank, told = os.environ.get("RANK", "0") == "0", os.environ.get(BAD_INPUT_FILE)
-    if told and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+    told = os.environ.get(BAD_INPUT_FILE)
+    if told and again:
         file_system, path = fsspec.core.url_to_fs(told)
         if file_system.exists(path):  # torchrun starts its processes again whatever they ended with
             return 2
     # of the first machine alone, which has the session: its first process
-    with told_to_dagster() if os.environ.get("LOCAL_RANK", "0") == "0" else nullcontext():
+    with told_to_dagster() if in_session else nullcontext():
         try:
             stage, store = load_stage(arguments.name), Store(arguments.store, arguments.cache)
             request = read_request(stage, arguments.request)
@@ -77,7 +84,7 @@ def main() -> int:
                 raise
             print(f"error: another process of {arguments.name} was lost, which this one needs", file=sys.stderr)
             return 1
-    if first_rank:
+    if first_rank and not shown_by_step:
         print(commit.artifact.model_dump_json())
     return 0
 

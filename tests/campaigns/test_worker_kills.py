@@ -27,14 +27,18 @@ from alignment.recipe import Recipe, load_recipe
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 from tests.campaigns.test_kills import digests
-from tests.campaigns.warm import LOOK, Warm, WarmRun
+from tests.campaigns.warm import Warm, WarmRun
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(7200)]
 
 SEED, KILLS = 21, int(os.environ.get("WORKER_KILLS", "40"))
 WAYS = ("worker", "worker", "launcher", "driver")
-LATEST = 5.0
-"""Seconds after which a process is killed at the latest, once there are workers."""
+KILLS_A_POLICY = 8
+LINES, DELAY = 8, 1.0
+"""Once there are workers, a process is killed behind the run's n-th line from then, n below LINES, and at most DELAY
+seconds later: while workers import, while they load the model, while they score or answer, just when they are done."""
+LOOK = 0.1
+"""Seconds between two looks for workers."""
 TWO = {"slots": 1, "launcher": "torchrun", "processes": 2}
 
 
@@ -71,22 +75,25 @@ def no_second_job(home: str) -> Iterator[None]:
     assert not twice
 
 
-def strike(run: WarmRun, way: str, home: str, rng: random.Random) -> bool:
-    """Kills one process of a run once workers are at work and some time has passed; False where it ended before."""
+def strike(run: WarmRun, way: str, home: str, rng: random.Random) -> str | None:
+    """Kills one process of a run that has workers, at a moment of its work; returns the line that the run had said
+    last, None where the run or the process ended before."""
     while not (found := [one for one in programs(home) if one[1] == "worker"]):
         if run.over.wait(LOOK):
-            return False
-    if run.over.wait(LATEST * rng.random()):
-        return False
+            return None
+    lines = len(run.lines()) + rng.randrange(LINES)
+    if not run.wait_for_lines(lines) or run.over.wait(DELAY * rng.random()):
+        return None
+    behind = run.lines()[-1].strip()
     if way == "driver":
         os.kill(run.pid, signal.SIGKILL)
         run.over.wait()
-        return True
+        return behind
     victims = [process for process, kind, _ in programs(home) if kind == way] or [process for process, *_ in found]
     with contextlib.suppress(psutil.Error):
         rng.choice(victims).kill()
-        return True
-    return False
+        return behind
+    return None
 
 
 def test_forty_kills_lose_nothing_and_start_no_second_job(
@@ -113,14 +120,16 @@ def test_forty_kills_lose_nothing_and_start_no_second_job(
         return path
 
     kills: Counter[str] = Counter()
+    moments: Counter[str] = Counter()
     number = 0
     with no_second_job(home), Warm(tmp_path) as warm:
         while kills.total() < KILLS:
             run, before = warm.start("run", str(write(number, "two"))), kills.total()
-            while kills.total() < KILLS and not run.over.is_set():
+            while kills.total() < min(KILLS, KILLS_A_POLICY * (number + 1)) and not run.over.is_set():
                 way = WAYS[kills.total() % len(WAYS)]
-                if strike(run, way, home, rng):
+                if behind := strike(run, way, home, rng):
                     kills[way] += 1
+                    moments[behind[:60]] += 1
             assert run.end() == 0 or kills.total() > before, run.tail()
             number += run.code == 0
         last = warm.start("run", str(write(number, "two")))
@@ -137,4 +146,5 @@ def test_forty_kills_lose_nothing_and_start_no_second_job(
     expected = digests(undisturbed.store)
     assert {place: found.get(place) for place in expected} == expected
     with capsys.disabled():
-        print(f"\n{dict(kills)} killed, over {counted(number + 1, 'policy', 'policies')}")
+        print(f"\n{dict(kills)} killed, over {counted(number + 1, 'policy', 'policies')}, behind these lines:")
+        print(*(f"{count:>4}  {line}" for line, count in moments.most_common()), sep="\n")

@@ -1,7 +1,8 @@
 """Which recipes there are, by file and by name, and recipes that are derived from another with a few keys changed.
 
-Dagster shows the recipes that ALIGN_RECIPES names (paths or globs, separated like PATH), or recipes/*.yaml. A derived
-recipe is a file in the project's home, and commands find it by its name. So they do a recipe elsewhere that has run.
+Dagster shows the recipes that ALIGN_RECIPES names (files, folders or globs, separated like PATH), or recipes/*.yaml. A
+derived recipe is a file in the project's home, and commands find it by its name. So they do a recipe elsewhere that has
+run.
 """
 
 from __future__ import annotations
@@ -30,18 +31,22 @@ RECIPES = "ALIGN_RECIPES"
 
 
 def recipe_files() -> list[Path]:
-    """The files of the recipes in use, without files of pools; raises `BadInput` for a named file that is not there."""
-    for pattern in filter(None, os.environ.get(RECIPES, "").split(os.pathsep)):
-        if not glob.has_magic(pattern) and not Path(pattern).is_file():
-            raise BadInput("no such file", file=pattern, field=RECIPES)
+    """The files of the recipes in use, without files of pools; raises `BadInput` for a place that is not there."""
+    for pattern in _patterns():
+        if not glob.has_magic(pattern) and not Path(pattern).exists():
+            raise BadInput("no such file or folder", file=pattern, field=RECIPES)
     return [path for path in _named_files() if not is_pools_file(path)]
+
+
+def _patterns() -> list[str]:
+    return [pattern for pattern in os.environ.get(RECIPES, "").split(os.pathsep) if pattern]
 
 
 def _named_files() -> list[Path]:
     """The files that ALIGN_RECIPES names, without the pools file in use."""
-    named = os.environ.get(RECIPES)
-    patterns = named.split(os.pathsep) if named else [str(PROJECT / "recipes" / "*.yaml")]
-    files = {path.resolve() for pattern in patterns for path in Path(pattern).parent.glob(Path(pattern).name)}
+    places = [Path(pattern) for pattern in _patterns() or [str(PROJECT / "recipes")]]
+    globs = [place / "*.yaml" if place.is_dir() else place for place in places]
+    files = {path.resolve() for each in globs for path in each.parent.glob(each.name)}
     return sorted(files - {pools_file().resolve()})
 
 

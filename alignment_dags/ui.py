@@ -120,11 +120,12 @@ def choose_recipes(store: Store) -> list[str]:
     """Makes Dagster show the recipes that have run or have a schedule, with those elsewhere that have run; returns the
     names of those that it hides.
 
-    Nothing is hidden if ALIGN_RECIPES says what to show, or if no recipe has run yet.
+    Nothing is hidden if ALIGN_RECIPES says what to show, or if no recipe has run yet. Raises `BadInput` where
+    Dagster could not show one.
     """
+    recipes = recipes_in_use()
     if os.environ.get(RECIPES):
         return []
-    recipes = recipes_in_use()
     ran, names = have_run(store), {recipe.name for recipe in recipes.values()}
     models, more = {recipe.model_name for recipe in recipes.values()}, set()
     for path, recipe in more_recipes().items():

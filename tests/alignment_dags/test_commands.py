@@ -22,6 +22,7 @@ from alignment.store import Artifact, Ref
 from alignment_dags.cli import main, output
 from alignment_dags.cli.app import app
 from alignment_dags.recipes import derive, recipe_file, recipe_names, recipes_in_use
+from alignment_dags.ui import choose_recipes
 from resources.home import PROJECT
 from resources.store import ArtifactStore
 from tests import tiny
@@ -690,8 +691,14 @@ def test_a_recipe_that_align_recipes_names_and_is_not_there_is_an_error(
     with pytest.raises(BadInput, match="no such file") as raised:
         recipes_in_use()
     assert (raised.value.file, raised.value.field) == (str(tmp_path / "none.yaml"), "ALIGN_RECIPES")
-    monkeypatch.setenv("ALIGN_RECIPES", str(tmp_path / "*.yaml"))
-    assert recipes_in_use() == {}, "a folder may be empty"
+    with pytest.raises(BadInput, match="no such file"):
+        choose_recipes(ArtifactStore().open())  # before a server starts, which would show an empty page
+    for place in (tmp_path, tmp_path / "*.yaml"):
+        monkeypatch.setenv("ALIGN_RECIPES", str(place))
+        assert recipes_in_use() == {}, "a folder may be empty"
+    own = write(tmp_path / "own.yaml")
+    monkeypatch.setenv("ALIGN_RECIPES", f"{tmp_path}:")
+    assert [*recipes_in_use()] == [own.resolve()]
 
 
 def test_help_shows_every_bracket_of_its_texts() -> None:

@@ -124,7 +124,7 @@ def small_recipe(small_inputs: Path) -> dict[str, Any]:
         "name": "small",
         "base_model": {"path": model},
         "sft": {"adopt": {"path": model}, "precision": "float32"},
-        "preferences": {"files": [str(small_inputs / "pairs.jsonl")], "split_into": 2},
+        "preferences": {"files": [str(small_inputs / "pairs.jsonl")], "split_into": 2, "settle_seconds": 0},
         "held_out_fraction": 0.1,
         "tokens": {"max_length": 256},
         "reference": {"precision": "float32"},

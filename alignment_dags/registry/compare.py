@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from eval.report.facts import ancestry, stage_totals
 from eval.statistics import verdict
 from eval.suites.samples import SAMPLES_FILE
 from resources.store import ArtifactStore
+
+log = logging.getLogger(__name__)
 
 SCORES = "policy_evals"
 BASE_MODEL = "base_model"
@@ -107,14 +110,22 @@ def _registered(store: Store, name: str) -> Side:
 def compare(baseline: str, candidate: str, metric: str | None, margin: float | None) -> dict[str, Any]:
     """The comparison of every metric that both sides have: of two files by metric, else by `suite/metric`.
 
-    Raises `BadInput` for sides that cannot be compared; what it says of a file names the file.
+    Both sides may be one model, which a warning says. Raises `BadInput` for sides that cannot be compared; what it says
+    of a file names the file.
     """
     for name in filter(is_file, (baseline, candidate)):
         refuse_model(name)
     if is_file(baseline) and is_file(candidate):  # needs no store
-        return compare_files(baseline, candidate, metric, margin)
+        compared = compare_files(baseline, candidate, metric, margin)
+        if Path(baseline).samefile(candidate):
+            log.warning("both sides are one file, so no value differs")
+        return compared
     store = ArtifactStore().open()
-    return compare_sides(store, side_of(store, baseline), side_of(store, candidate), metric, margin)
+    sides = side_of(store, baseline), side_of(store, candidate)
+    first, second = (side.policy and side.policy.artifact.digest for side in sides)
+    if first and first == second:
+        log.warning("both sides are one model (policy %s), so only what was measured twice can differ", first[:12])
+    return compare_sides(store, *sides, metric, margin)
 
 
 def compare_sides(

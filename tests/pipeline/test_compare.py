@@ -47,6 +47,7 @@ def test_two_versions_are_compared_by_name_and_what_differs_is_listed(
     finished: Callable[..., Upstream],
     bring_up_to_date: Callable[[Recipe], Upstream],
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     first = finished(load_recipe(write(0.1)))
     scores = str(first.store.fetch(first("policy_evals/ifeval")) / "samples.parquet")
@@ -61,6 +62,12 @@ def test_two_versions_are_compared_by_name_and_what_differs_is_listed(
     assert compare("small@1", "small", None, None) == found, "the recipe's newest policy is version 2"
     assert compare("small@1", str(write(0.9)), None, None) == found, "a recipe's file is the recipe"
     by_file = compare(scores, "small@2", METRIC, 0.2)
+    assert "both sides" not in caplog.text
+    compare("small", "small@2", None, None)
+    compare(scores, scores, None, None)
+    policy = made("policy_checkpoint").digest[:12]
+    told = [message for message in caplog.messages if message.startswith("both sides are one")]
+    assert len(told) == 2 and f"one model (policy {policy})" in told[0] and "one file" in told[1]
     assert by_file == {METRIC: found[METRIC] | {"margin": 0.2, "verdict": by_file[METRIC]["verdict"]}}
     show_comparison(found)
     assert "margin" in capsys.readouterr().out

@@ -177,11 +177,10 @@ class Materializer:
         except (BadInput, NotBuilt) as error:
             told = shown(f"{error}{self._if_store_is_empty()}")
             raise dg.Failure(told, metadata={BAD_INPUT: told}, allow_retries=False) from error
-        except dg.Failure:
+        except (dg.Failure, dg.RetryRequested):
             raise
         except Exception as error:
-            gone = self._if_store_is_empty() if isinstance(error, FileNotFoundError) else ""
-            if gone:
+            if gone := self._if_store_is_empty():  # whatever met it first: a file, a record, a digest
                 told = shown(f"{error}{gone}")
                 raise dg.Failure(told, metadata={BAD_INPUT: told}, allow_retries=False) from None
             if not _holds_secret(error):

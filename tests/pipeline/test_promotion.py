@@ -11,7 +11,7 @@ import pytest
 import yaml
 from filelock import FileLock, Timeout
 
-from alignment.errors import BadInput
+from alignment.errors import BadInput, CorruptArtifact, MissingArtifact
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Store
 from alignment_dags.cli.models import lines
@@ -324,7 +324,15 @@ def test_a_store_that_went_away_is_named_and_not_only_what_was_in_it(write: Writ
 
 
 @pytest.mark.usefixtures("tables")
-@pytest.mark.parametrize("error", [BadInput("no model here"), FileNotFoundError(2, "No such file", "no model here")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        BadInput("no model here"),
+        FileNotFoundError(2, "No such file", "no model here"),
+        MissingArtifact("no model here"),
+        CorruptArtifact("no model here"),
+    ],
+)
 def test_a_store_that_goes_while_it_is_read_is_named_too(
     error: Exception, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

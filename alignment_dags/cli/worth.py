@@ -30,7 +30,12 @@ def show_worth(result: dict[str, Any]) -> None:
     if rows:
         header = ("metric", "smallest provable change", "margin", "items", "items for the margin", "reports")
         print(columns(header, rows))
-    print(f"the next night sleeps: {result['sleeps']}" if result["sleeps"] else "the next night trains")
+    if result["sleeps"]:
+        print(f"the next night sleeps: {result['sleeps']}")
+    elif result["worth"]["new_rows"] or result["worth"]["gone_rows"]:
+        print("the next night trains")
+    else:
+        print("no row is new or gone, so rows give the next night no reason to train")
 
 
 def worth(recipe: RecipeFile, as_json: AsJson = False) -> None:

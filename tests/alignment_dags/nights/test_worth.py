@@ -20,8 +20,9 @@ from alignment.stages.preference_manifest import ManifestRequest, TrainRows
 from alignment.stages.preference_shard import STAGE as SHARD
 from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, Store
+from alignment_dags.cli.worth import show_worth
 from alignment_dags.nights.night import NightWorth, Provable
-from alignment_dags.nights.worth import changed_rows, provable_by, reason_to_sleep, settings_of
+from alignment_dags.nights.worth import changed_rows, provable_by, reason_to_sleep, settings_of, told
 from eval.gate.compare import MetricComparison, compare_samples
 from eval.stages.evaluation_report import ReportSummary
 from eval.suites.samples import Sample
@@ -163,3 +164,20 @@ def test_rows_are_counted_by_their_ids_whatever_shards_hold_them(store: Store, t
     assert changed_rows(store, before.artifact, late) == (0, 0), "a shard that is late is not gone"
     alone = execute(MANIFEST, pinned(first), store)
     assert changed_rows(store, before.artifact, pinned(first)) == (0, train - int(alone.summary["train"]))
+
+
+@pytest.mark.parametrize(
+    ("new", "gone", "sleeps", "said"),
+    [
+        (3, 0, "3 of 9", "the next night sleeps: 3 of 9"),
+        (3, 0, None, "the next night trains"),
+        (0, 1, None, "the next night trains"),
+        (0, 0, None, "no row is new or gone, so rows give the next night no reason to train"),
+    ],
+)
+def test_a_person_is_told_what_the_next_night_does(
+    new: int, gone: int, sleeps: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worth = WORTH.model_copy(update={"new_rows": new, "gone_rows": gone}).model_dump(mode="json")
+    show_worth({"recipe": "r", "told": told(WORTH), "worth": worth, "sleeps": sleeps})
+    assert capsys.readouterr().out.splitlines()[-1] == said

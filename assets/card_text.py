@@ -137,7 +137,7 @@ def description_of(about: Mapping[str, Any]) -> str:
     short = dict(about) | {
         "evaluations": [each for each in about["evaluations"] if each["metric"] == mains[each["suite"]]]
     }
-    data = "; ".join(f"{escaped(each['name'])} ({escaped(each['license'])})" for each in about["data"])
+    data = "; ".join(f"{escaped(each['name'])} ({each['use']}, {escaped(each['license'])})" for each in about["data"])
     rows = about["rows"]["trained"]
     lines = [
         *verdict_lines(about),

@@ -47,7 +47,8 @@ from assets.building.node import not_reported_elsewhere
 TAG = ".dagster/align_launch"  # Dagster's pages hide tags of this prefix
 PERIOD = 0.5  # seconds between two looks at the event log
 GOES_ON = "resuming from"
-NOT_TOLD = ("Dependencies for step", "logits: ", "prompts are ", "made (key ")
+NOTHING = "nothing to make: "
+NOT_TOLD = ("Dependencies for step", "[pipes] ", "logits: ", "prompts are ", "made (key ")
 """How messages begin that are for the log of a Dagster run, and say nothing to who waits for it."""
 PAUSE = 3.0  # seconds between two lines that a step's stage logs and that say nothing of how far it is
 
@@ -75,6 +76,7 @@ class Progress:
         self._spoke: dict[str, float] = {}
         self._paces: dict[str, Pace] = {}
         self.places: dict[str, str] = {}
+        self._reasons: set[str] = set()
 
     def __enter__(self) -> Progress:
         self._thread.start()
@@ -109,10 +111,12 @@ class Progress:
 
     def _tell_message(self, entry: dg.EventLogEntry, step: str) -> None:
         """Warnings always, and where work goes on; how far a stage is, as a line that moves; of the others as many as a
-        person can read."""
+        person can read, and why there is nothing to make once."""
         message, warning = entry.user_message, int(entry.level) >= logging.WARNING
-        if not message or message.startswith(NOT_TOLD) or UNFINISHED in message:
+        if not message or message.startswith(NOT_TOLD) or UNFINISHED in message or message in self._reasons:
             return
+        if message.startswith(NOTHING):
+            self._reasons.add(message)
         place = None if warning else place_of(message)
         if place is not None:
             left = self._paces.setdefault(step, Pace()).left(*place, entry.timestamp)

@@ -78,6 +78,7 @@ def test_the_lines_of_a_stage_are_for_who_waits_for_it() -> None:
     progress = Progress(nothing, "train", told.append)
     alert = Alert("small", "guard_failed", "the guard odd of policy is red\n  it saw: 3").line
     lines = ((30, alert), (20, "step 1/9, loss 1"), (20, "step 2/9, loss 1"), (20, "made (key 0a)"), (20, "logits: x"))
+    lines += ((30, "[pipes] did not receive any messages"), *[(20, "nothing to make: the rounds ended")] * 2)
     for at, (level, message) in enumerate(lines):
         entry: Any = SimpleNamespace(user_message=message, level=level, timestamp=10.0 * at)
         progress._tell_message(entry, "policy")
@@ -85,6 +86,7 @@ def test_the_lines_of_a_stage_are_for_who_waits_for_it() -> None:
         "    policy: the guard odd of policy is red\n      it saw: 3",
         f"{MOVING}    policy: step 1/9, loss 1",
         f"{MOVING}    policy (70 s left): step 2/9, loss 1",
+        "    policy: nothing to make: the rounds ended",
     ]
 
 

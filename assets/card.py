@@ -21,8 +21,7 @@ from alignment.stages.base_model import STAGE as BASE_MODEL
 from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy import DpoRequest
-from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.stage import PolicySummary, SftSummary, first_manifest, starts_of, trained_policy
+from alignment.stages.stage import ManifestSummary, PolicySummary, SftSummary, first_manifest, starts_of, trained_policy
 from alignment.store import Artifact, Commit, Store
 from assets.card_text import UNKNOWN, text_of
 from assets.certificate import certificate_of

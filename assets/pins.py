@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from alignment.data.files import expand_all, pin_file
 from alignment.data.hub import pin_hub
-from alignment.data.overlap import SuiteItems
+from alignment.data.sources import PromptSource, SuiteItems
 from alignment.errors import BadInput
-from alignment.generation.prompts import PromptSource
 from alignment.recipe.data import DataSource
 from alignment.recipe.evaluation import Suite
 from alignment.recipe.generate import Prompts

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from alignment.data.mixing import Mix
-from alignment.data.overlap import SuiteItems, strings_in
+from alignment.data.overlap import strings_in
 from alignment.data.shards import mixes_of
+from alignment.data.sources import SuiteItems
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
 from alignment.guards import manifest_guards
 from alignment.recipe.recipe import Recipe
 from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, Selection, TrainRows
+from alignment.stages.preference_manifest import STAGE, ManifestRequest, Selection, TrainRows
+from alignment.stages.stage import ManifestSummary
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import findings_table, table

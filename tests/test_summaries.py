@@ -13,9 +13,15 @@ import pytest
 from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.candidates import CandidatesSummary
 from alignment.stages.execute import STAGES
-from alignment.stages.preference_manifest import ManifestSummary
 from alignment.stages.sft_dataset import SftDatasetSummary
-from alignment.stages.stage import CheckpointSummary, PolicySummary, ReferenceSummary, SftSummary, ShardSummary
+from alignment.stages.stage import (
+    CheckpointSummary,
+    ManifestSummary,
+    PolicySummary,
+    ReferenceSummary,
+    SftSummary,
+    ShardSummary,
+)
 from alignment.store import Commit, CorruptArtifact, Summary
 from assets.registration import RegistrationSummary
 from eval.gate.sweep import SweepSummary

@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from alignment.data.embedded import embedded
 from alignment.data.hub import hub_records
 from alignment.data.manifest import read_manifest
 from alignment.data.readers import read_records
+from alignment.data.sources import SuiteItems
 from alignment.data.statistics import OverlapNumbers
 from alignment.data.words import Words, row_texts, runs
 from alignment.digest import json_digest
-from alignment.recipe.data import DataSource
-from alignment.stages.stage import SourceFile
 from alignment.store import Artifact, MissingArtifact, Store
 
 Places = npt.NDArray[np.int64]
@@ -38,25 +36,15 @@ def strings_in(value: Any) -> Iterator[str]:
             yield from strings_in(inner)
 
 
-class SuiteItems(BaseModel):
-    """Where a suite's items are: a `file`, splits on the `hub`, or generated from `seed` by the `embedded` package."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    file: SourceFile | None = None
-    hub: tuple[DataSource, ...] = ()
-    embedded: str | None = None
-    seed: int = 0
-
-    def texts(self, suite: str) -> dict[str, list[str]]:
-        """The texts that stand in each item, by its row; raises `BadInput` where they cannot be read."""
-        if self.file is not None:
-            records = [record.value for record in read_records(self.file.url, self.file.sha256) if not record.problem]
-        elif self.embedded is not None:
-            records = embedded(self.embedded).suite_items(suite, self.seed)
-        else:
-            records = [record.value for source in self.hub for record in hub_records(source)]
-        return {str(row): list(strings_in(record)) for row, record in enumerate(records, start=1)}
+def item_texts(items: SuiteItems, suite: str) -> dict[str, list[str]]:
+    """The texts that stand in each item of a suite, by its row; raises `BadInput` where they cannot be read."""
+    if items.file is not None:
+        records = [record.value for record in read_records(items.file.url, items.file.sha256) if not record.problem]
+    elif items.embedded is not None:
+        records = embedded(items.embedded).suite_items(suite, items.seed)
+    else:
+        records = [record.value for source in items.hub for record in hub_records(source)]
+    return {str(row): list(strings_in(record)) for row, record in enumerate(records, start=1)}
 
 
 RUN = 13

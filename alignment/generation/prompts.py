@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
 from alignment.data.embedded import embedded
 from alignment.data.forms.messages import (
     Unusable,
@@ -32,48 +30,29 @@ from alignment.data.overlap import ItemRuns
 from alignment.data.readers import Record, describe, read_records
 from alignment.data.rows import Content, content_id, form_of, is_held_out
 from alignment.data.rows import text_of as plain_text
+from alignment.data.sources import PromptSource
 from alignment.data.validate import Quarantined, duplicate_of
-from alignment.recipe.data import DataSource
-from alignment.stages.stage import SourceFile
 
 VERIFIED = ("answer", "solution", "instruction_id_list", "kwargs", "rubric")
 """Fields of a record that say which answers to its prompt are right; they stay with the prompt."""
 HELD_OUT = "held out: it is measured and never trained on"
 
 
-class PromptSource(BaseModel):
-    """Where some prompts are: one `file`, a split on the `hub`, or part `part` of those that the `embedded` package
-    generates from `seed`."""
+def name_of(source: PromptSource) -> str:
+    """The name that a source's prompts carry: the file's own, wherever it lies."""
+    if source.file is not None:
+        return source.file.url.rsplit("/", 1)[-1]
+    return hub_name(source.hub) if source.hub is not None else f"embedded:{source.embedded}"
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    file: SourceFile | None = None
-    hub: DataSource | None = None
-    embedded: str | None = None
-    part: int = Field(default=0, ge=0)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _one_source(self) -> PromptSource:
-        if sum(source is not None for source in (self.file, self.hub, self.embedded)) != 1:
-            raise ValueError("give exactly one of file, hub, embedded")
-        return self
-
-    @property
-    def name(self) -> str:
-        """The name that prompts carry: the file's own, wherever it lies."""
-        if self.file is not None:
-            return self.file.url.rsplit("/", 1)[-1]
-        return hub_name(self.hub) if self.hub is not None else f"embedded:{self.embedded}"
-
-    def records(self) -> Iterable[Record]:
-        """The source's records in its order; raises `BadInput` for a source that cannot be read."""
-        if self.file is not None:
-            return read_records(self.file.url, self.file.sha256)
-        if self.hub is not None:
-            return hub_records(self.hub)
-        generated = embedded(str(self.embedded)).prompt_records(self.part, self.seed)
-        return (Record(number, value=value) for number, value in enumerate(generated, start=1))
+def records_of(source: PromptSource) -> Iterable[Record]:
+    """The source's records in its order; raises `BadInput` for a source that cannot be read."""
+    if source.file is not None:
+        return read_records(source.file.url, source.file.sha256)
+    if source.hub is not None:
+        return hub_records(source.hub)
+    generated = embedded(str(source.embedded)).prompt_records(source.part, source.seed)
+    return (Record(number, value=value) for number, value in enumerate(generated, start=1))
 
 
 @dataclass(frozen=True)
@@ -175,18 +154,19 @@ class Reading:
         """The usable prompts of a source in its order, each once."""
         kept: list[Prompt] = []
         records: dict[str, Any] = {}
-        for record in source.records():
-            prompt = record.problem or prompt_of(record.value, source.name, record.source_row)
+        name = name_of(source)
+        for record in records_of(source):
+            prompt = record.problem or prompt_of(record.value, name, record.source_row)
             if isinstance(prompt, str):
                 text = record.text if record.problem else describe(record.value)
-                self.quarantined.append(Quarantined(source.name, record.source_row, prompt, text))
+                self.quarantined.append(Quarantined(name, record.source_row, prompt, text))
             elif prompt.row_id in self.withdrawn:
                 self.withdrawn_prompts += 1
             elif place_in_draw(self.seed, prompt.row_id) % self.portion[1] != self.portion[0]:
                 self.elsewhere += 1
             elif prompt.row_id in records:
                 first = next(one.source_row for one in kept if one.row_id == prompt.row_id)
-                self.set_aside(prompt, duplicate_of(source.name, first, source.name))
+                self.set_aside(prompt, duplicate_of(name, first, name))
             else:
                 records[prompt.row_id] = record.value
                 kept.append(prompt)

@@ -21,14 +21,15 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from alignment.data.mixing import place_in_draw
-from alignment.data.overlap import SuiteItems
+from alignment.data.overlap import item_texts
 from alignment.data.rows import encode, form_of, iter_records, write_records
+from alignment.data.sources import PromptSource, SuiteItems
 from alignment.data.validate import QUARANTINE_FILE, most_common, reason_counts, write_quarantine
 from alignment.digest import json_digest
 from alignment.errors import BadInput, first_few
 from alignment.generation.engine import AnyGenerator, Served, shared_server
 from alignment.generation.generator import Answer, Generator, Sampling, as_trained
-from alignment.generation.prompts import Items, Prompt, PromptSource, Reading, prompt_of
+from alignment.generation.prompts import Items, Prompt, Reading, name_of, prompt_of, records_of
 from alignment.generation.workers import Workers, leading, serve
 from alignment.logprobs.effort import Ranks
 from alignment.progress import ProgressLog
@@ -165,7 +166,7 @@ def _run(request: CandidatesRequest, context: Context, workers: Workers) -> Resu
     """What one process does, or the first of several."""
     if len(request.prompts) > 1 or _of_source(request, 0) != request:
         return _several(request, context)
-    suites = {suite: items.texts(suite) for suite, items in (request.suites or {}).items()}
+    suites = {suite: item_texts(items, suite) for suite, items in (request.suites or {}).items()}
     reading = Reading(
         request.held_out_fraction,
         Items(suites) if suites else None,
@@ -214,7 +215,7 @@ def _run(request: CandidatesRequest, context: Context, workers: Workers) -> Resu
 
 def _no_prompts(request: CandidatesRequest, reading: Reading) -> NoPrompts:
     source = request.prompts[0]
-    where = source.file.url if source.file is not None else source.name
+    where = source.file.url if source.file is not None else name_of(source)
     if reading.reasons:
         told = most_common(reading.reasons)
     elif request.held_out:
@@ -273,7 +274,7 @@ def _of_source(request: CandidatesRequest, place: int) -> CandidatesRequest:
     checkpoint = request.checkpoints[place] if request.checkpoints else request.checkpoint
     withdrawn: tuple[str, ...] = ()
     if request.withdrawn:
-        found = (prompt_of(record.value, "", 0) for record in source.records() if record.problem is None)
+        found = (prompt_of(record.value, "", 0) for record in records_of(source) if record.problem is None)
         ids = {prompt.row_id for prompt in found if isinstance(prompt, Prompt)}
         withdrawn = tuple(row_id for row_id in request.withdrawn if row_id in ids)
     own = {"prompts": (source,), "withdrawn": withdrawn, "checkpoint": checkpoint, "checkpoints": ()}

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field, model_validator
 
-from alignment.data.overlap import SuiteItems
-from alignment.generation.prompts import PromptSource
+from alignment.data.sources import PromptSource, SuiteItems
 from alignment.methods import method_of
 from alignment.recipe.data import Keyed
 from alignment.recipe.forward import TokenPolicy

@@ -19,8 +19,9 @@ from alignment.data.assign import Filters, ShardFiles, Tally, assign
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard, SplitWriter
 from alignment.data.measure import LOGPS, Contradictions, LogpCounts, measured_columns, pair_numbers
 from alignment.data.mixing import AGREED, NOT_SWEPT, Mix, margins_of, mixed, place_in_draw, smallest
-from alignment.data.overlap import ItemRuns, SuiteItems
+from alignment.data.overlap import ItemRuns, item_texts
 from alignment.data.rows import PAIR_ID, read_columns
+from alignment.data.sources import SuiteItems
 from alignment.data.statistics import LogpNumbers, PairNumbers
 from alignment.digest import json_digest
 from alignment.errors import BadInput
@@ -36,8 +37,6 @@ from alignment.stages.stage import (
     Stage,
 )
 from alignment.store import Artifact, CorruptArtifact
-
-__all__ = ["STAGE", "ManifestRequest", "ManifestSummary", "SuiteItems"]
 
 
 class Selection(BaseModel):
@@ -112,7 +111,7 @@ def run(request: ManifestRequest, context: Context) -> Result:
         request.max_length_gap,
         request.min_reference_logp,
         request.near_duplicates,
-        ItemRuns({suite: items.texts(suite) for suite, items in request.decontaminate.items()})
+        ItemRuns({suite: item_texts(items, suite) for suite, items in request.decontaminate.items()})
         if request.decontaminate
         else None,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignment.stages.preference_manifest import ManifestSummary
+from alignment.stages.stage import ManifestSummary
 from alignment.store import Artifact, Commit
 from alignment_dags.cli.output import columns, comparison_row, painted, place
 from alignment_dags.run.run import Outcome

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from alignment.errors import first_few
 from alignment.recipe import Recipe
-from alignment.stages.preference_manifest import ManifestSummary
+from alignment.stages.stage import ManifestSummary
 from alignment.store import Commit, Store
 from alignment_dags.nights.decide import Close
 from alignment_dags.nights.night import Night

@@ -11,6 +11,7 @@ from math import ceil
 
 from alignment.data.hub import HubUnreachable
 from alignment.errors import BadInput, counted
+from alignment.generation.prompts import records_of
 from alignment.models.memory import BYTES
 from alignment.recipe import Recipe
 from alignment.recipe.generate import Prompts, Rounds, Sampled
@@ -49,7 +50,7 @@ def prompts_of(prompts: Prompts, seed: int) -> tuple[float | None, int]:
     try:
         for source in prompt_sources(prompts, seed):
             left -= 0 if source.file is None else source.file.size
-            count = None if left < 0 else sum(record.problem is None for record in source.records())
+            count = None if left < 0 else sum(record.problem is None for record in records_of(source))
             counts.append(most if count is None else min(count, most or count))
     except (BadInput, ConnectionError, HubUnreachable, OSError):
         return None, max(1, len(counts))

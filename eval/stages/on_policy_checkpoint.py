@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from alignment.data.manifest import read_manifest
 from alignment.data.mixing import place_in_draw
+from alignment.data.overlap import item_texts
 from alignment.data.rows import write_records
 from alignment.errors import BadInput
 from alignment.generation.generator import PromptEncoder, as_trained
@@ -113,7 +114,7 @@ def _none_trained(record: Path) -> None:
 
 def prompts_of(rollouts: Rollouts, seed: int, encoder: PromptEncoder) -> tuple[dict[str, Prompt], Reading]:
     """The prompts by id, in the order of their sources, and what was set aside; raises `BadInput` if none is left."""
-    suites = {suite: items.texts(suite) for suite, items in (rollouts.suites or {}).items()}
+    suites = {suite: item_texts(items, suite) for suite, items in (rollouts.suites or {}).items()}
     items, withdrawn = Items(suites) if suites else None, frozenset(rollouts.withdrawn)
     reading = Reading(rollouts.held_out_fraction, items, withdrawn, (0, 1), seed)
     found: dict[str, Prompt] = {}

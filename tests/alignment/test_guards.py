@@ -28,8 +28,8 @@ from alignment.guards import (
 from alignment.recipe import Dpo, SftTraining, TokenPolicy, parse_recipe
 from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.stages.preference_manifest import STAGE as MANIFEST
-from alignment.stages.preference_manifest import ManifestRequest, ManifestSummary
-from alignment.stages.stage import PolicySummary, ShardSummary
+from alignment.stages.preference_manifest import ManifestRequest
+from alignment.stages.stage import ManifestSummary, PolicySummary, ShardSummary
 from alignment.store import Artifact, Store
 
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from alignment.data.files import pin_file
+from alignment.data.sources import PromptSource
 from alignment.errors import BadInput
-from alignment.generation.prompts import PromptSource
 from alignment.stages import Request, Result, Stage, execute
 from alignment.stages.candidates import CandidatesRequest, CandidatesSummary
 from alignment.stages.preference_manifest import ManifestRequest

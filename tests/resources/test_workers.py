@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignment.data.files import pin_file
+from alignment.data.sources import PromptSource
 from alignment.errors import BadInput
-from alignment.generation.prompts import PromptSource
 from alignment.models.packing import evenly
 from alignment.models.pin import pin_model
 from alignment.recipe import ModelSource, TokenPolicy

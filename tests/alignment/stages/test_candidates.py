@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from alignment.data.files import pin_file
-from alignment.data.overlap import SuiteItems
 from alignment.data.rows import content_id, is_held_out
+from alignment.data.sources import PromptSource, SuiteItems
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.generation import engine
 from alignment.generation.generator import Generator
-from alignment.generation.prompts import HELD_OUT, PromptSource
+from alignment.generation.prompts import HELD_OUT
 from alignment.recipe import Generate
 from alignment.stages import candidates, execute
 from alignment.stages.candidates import STAGE, CandidatesRequest, CandidatesSummary, parts_of, read_candidates

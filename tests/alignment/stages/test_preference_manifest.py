@@ -17,6 +17,7 @@ from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.mixing import BEYOND
 from alignment.data.rows import is_held_out, read_rows
 from alignment.data.shards import mixes_of
+from alignment.data.sources import SuiteItems
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs.table import LOGPROBS_SCHEMA
@@ -24,7 +25,7 @@ from alignment.recipe import PreferenceSource
 from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.stages import preference_manifest as manifest
 from alignment.stages import preference_shard as shard
-from alignment.stages.preference_manifest import ManifestRequest, SuiteItems
+from alignment.stages.preference_manifest import ManifestRequest
 from alignment.stages.preference_shard import ShardRequest
 from alignment.stages.stage import ManifestSummary
 from alignment.store import Artifact, Commit, Store

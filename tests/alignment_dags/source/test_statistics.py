@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from alignment.data.embedded import embedded
+from alignment.data.overlap import item_texts
 from alignment.recipe import Recipe, load_recipe
 from alignment.stages import execute
 from alignment.stages.preference_manifest import STAGE, ManifestRequest
@@ -104,7 +105,7 @@ def test_a_recipe_is_measured_as_its_training_set_stands_and_decontaminate_makes
     assert (code, json.loads(out)["source"]) == (0, "the training set of mine"), err
     asked = [manifest_request(one) for one in (mine, without_decontaminate(recipe))]
     assert [set(request.decontaminate or ()) for request in asked] == [{"gsm8k"}, set()]
-    items = (asked[0].decontaminate or {})["gsm8k"].texts("gsm8k")
+    items = item_texts((asked[0].decontaminate or {})["gsm8k"], "gsm8k")
     assert list(items.values()) == list(evaluation_items(mine)["gsm8k"].values())
     old = asked[1].model_dump(mode="json")
     assert not {"decontaminate", "near_duplicates", "max_length_gap", "min_reference_logp"} & set(old)

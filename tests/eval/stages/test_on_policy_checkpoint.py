@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignment.data.files import pin_file
+from alignment.data.sources import PromptSource
 from alignment.errors import BadInput
-from alignment.generation.prompts import PromptSource
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.recipe.generate import Score
 from alignment.stages import execute

@@ -29,6 +29,7 @@ from alignment.devices import share_launchers_gpus
 from alignment.errors import BadInput
 from alignment.recipe.faults import fault
 from alignment.stages.execute import JOB, execute, load_stage, make_again
+from alignment.stages.parent import end_with_parent
 from alignment.stages.stage import Request, Result, Stage
 from alignment.store import CorruptArtifact, MissingArtifact, Store
 
@@ -41,6 +42,7 @@ LOGGERS = ("alignment", "eval")
 
 def main() -> int:
     """Runs the stage that the command line names; returns the exit code."""
+    end_with_parent()
     parser = argparse.ArgumentParser(prog="python -m alignment.stages", description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--request", required=True, help="a file, or the URL of one")

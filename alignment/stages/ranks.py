@@ -7,9 +7,12 @@ tell a lost process, after which another try goes on, from one that failed; with
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from typing import Any
+
+from alignment.stages.parent import PARENT, end_with_parent
 
 BAD_INPUT = 2
 RESUMES = "what its work folder holds is gone on from"
@@ -36,7 +39,9 @@ def verdict(codes: dict[int, int]) -> tuple[int, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs torchrun with these arguments; returns the exit code."""
+    """Runs torchrun with these arguments; returns the exit code. Its processes end with it."""
+    end_with_parent()
+    os.environ[PARENT] = str(os.getpid())
     import torch.distributed.run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from resources.pools import Pools
 
 PROC = Path("/proc")
 FIRST_NAMESPACE = "4026531836"  # of the machine itself, the same on every Linux
+DYING = 2.0  # seconds that a killed process is waited for: one that nobody reaps stays in the table
 TOLERANCE = 2.0  # seconds between two readings of one process's create_time
 
 
@@ -122,21 +122,27 @@ def pid_of(mark: str) -> int:
 
 
 def end_orphans(mark: str, run_id: str) -> list[int]:
-    """Kills what a dead run worker has left running, and returns the pids.
+    """Kills what a dead run worker has left running, and returns the pids once they have ended.
 
     Steps would go on using the device, and what torchrun starts is in sessions of its own; those are known by
-    the run that is named in their environment.
+    the run that is named in their environment. One of them may start another while it is looked for: so they are looked
+    for until there is none.
     """
-    ended = []
-    for pid in orphans(pid_of(mark) if is_here(mark) else None, run_id):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-            ended.append(pid)
+    leader = pid_of(mark) if is_here(mark) else None
+    ended: list[int] = []
+    tried: set[int] = set()
+    while found := [one for one in orphans(leader, run_id) if one.pid not in tried]:
+        for process in found:
+            tried.add(process.pid)
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+                ended.append(process.pid)
+        psutil.wait_procs(found, DYING)
     return ended
 
 
-def orphans(leader: int | None, run_id: str) -> Iterator[int]:
-    """Pids of the session that a dead worker led (nobody can lead one of that name while it has members), and of
+def orphans(leader: int | None, run_id: str) -> Iterator[psutil.Process]:
+    """The session that a dead worker led (nobody can lead one of that name while it has members), and of
     processes that were started for its run. A cluster's job is left, as the next run goes on with it. `leader` is None
     where its PID means another process by now."""
     leads_again = leader is None or bool(process_mark(leader))
@@ -147,7 +153,7 @@ def orphans(leader: int | None, run_id: str) -> Iterator[int]:
             in_session = not leads_again and os.getsid(process.pid) == leader
             environment = process.environ()
             if in_session or (environment.get(DAGSTER_RUN) == run_id and JOB not in environment):
-                yield process.pid
+                yield process
 
 
 # Which statuses a Dagster run has before it ends.

@@ -18,6 +18,7 @@ import psutil
 from dagster._core.errors import DagsterPipesExecutionError
 
 from alignment.devices import take
+from alignment.stages.parent import PARENT
 from resources.home import PROJECT
 from resources.launchers.launcher import Launch, Program, ProgramLauncher, torchrun_options, undisturbed
 
@@ -42,7 +43,7 @@ class TorchrunLauncher(ProgramLauncher):
                 command=[sys.executable, *_as_torchrun(program, 0, meet_at)],
                 context=launch.context,
                 # addresses go by environment: every user of the machine can read a process's arguments
-                env=program.environment | gpus.environment,
+                env=program.environment | gpus.environment | {PARENT: str(os.getpid())},
             )
 
     def stop(self, launch: Launch, program: Program) -> None:

@@ -39,6 +39,9 @@ LINES, DELAY = 8, 1.0
 seconds later: while workers import, while they load the model, while they score or answer, just when they are done."""
 LOOK = 0.1
 """Seconds between two looks for workers."""
+MOMENT = 1.0
+"""Seconds between two looks for a second job: by the next one what ends with its starter is gone."""
+AT_ONCE = {"launcher": 1, "worker": 2}
 TWO = {"slots": 1, "launcher": "torchrun", "processes": 2}
 
 
@@ -54,14 +57,14 @@ def programs(home: str) -> Iterator[tuple[psutil.Process, str, str]]:
 
 @contextmanager
 def no_second_job(home: str) -> Iterator[None]:
-    """Meanwhile no two launchers that live longer than a moment work for one request."""
-    over, twice = threading.Event(), set[str]()
+    """Meanwhile no two launchers that live longer than a moment work for one request, nor the workers of two."""
+    over, twice = threading.Event(), set[tuple[str, str]]()
 
     def watch() -> None:
-        before: set[str] = set()
-        while not over.wait(0.5):
-            jobs = Counter(request for _, kind, request in programs(home) if kind == "launcher")
-            now = {request for request, count in jobs.items() if count > 1}
+        before: set[tuple[str, str]] = set()
+        while not over.wait(MOMENT):
+            jobs = Counter((kind, request) for _, kind, request in programs(home))
+            now = {job for job, count in jobs.items() if count > AT_ONCE[job[0]]}
             twice.update(before & now)
             before = now
 

@@ -33,14 +33,14 @@ MOST_HELD_OUT = 0.3
 def start(
     model: str, data: list[str], name: str | None, out: Path | None, sft: str | None, columns: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Writes a recipe and returns `file`, `name`, `method`, `rows`, `kind`, what the data had `quarantined`, and the
-    command that `checks` it.
+    """Writes a recipe and returns `file`, `name`, `method`, `rows`, `kind`, what the data had `quarantined`, the
+    command that `checks` it, and a `note` on it or None.
 
     `model` is a checkpoint's folder, a GGUF file or an id on the hub; without `sft`, conversations to fine-tune on
     first, it is taken as the SFT checkpoint. `columns` are `NAME=COLUMN`, for data in none of the known forms. Raises
     `BadInput` for data that no method takes, a name that another recipe has, and a file that is there already.
     """
-    from alignment.data.check import check_files
+    from alignment.data.check import check_files, joined_note
 
     mapped = columns_of(columns)
     checked = check_files(data, Reading(columns=mapped))
@@ -75,6 +75,7 @@ def start(
         "rows": checked["accepted"],
         "quarantined": checked["quarantined"],
         "checks": checks,
+        "note": None if "\n  plain_text: chat" in text else joined_note(checked),
     }
 
 
@@ -255,6 +256,8 @@ def show_start(result: dict[str, Any]) -> None:
     )
     print(f"{result['file']}: recipe {result['name']}, method: {result['method']}")
     print(f"{result['rows']:,} {result['kind']} {'row is' if result['rows'] == 1 else 'rows are'} valid{dropped}")
+    if result["note"]:
+        print(f"note: {result['note']}")
     if result["plan"]:
         print("memory a device: " + first_few(result["plan"], ", "))
     print(f"next: align run {shlex.quote(result['file'])}")

@@ -6,7 +6,7 @@
 | everything else | ALIGN_HOME | .align/ |
 | artifact store | ALIGN_STORE | $ALIGN_HOME/store |
 | MLflow | MLFLOW_TRACKING_URI | sqlite in $ALIGN_HOME |
-| MLflow's pages | ALIGN_MLFLOW_UI | http://127.0.0.1:5000 |
+| MLflow's pages | ALIGN_MLFLOW_UI | http://127.0.0.1:$ALIGN_MLFLOW_PORT, which is 5000 |
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def database_uri(home: Path) -> str:
 def mlflow_ui() -> str:
     """The address at which a person opens MLflow: the tracking server itself, or the UI that `make ui` starts."""
     uri = shown(tracking_uri())
-    return uri if uri.startswith("http") else os.environ.get("ALIGN_MLFLOW_UI", "http://127.0.0.1:5000")
+    port = os.environ.get("ALIGN_MLFLOW_PORT") or 5000  # of `make ui`, which refuses what is no port
+    return uri if uri.startswith("http") else os.environ.get("ALIGN_MLFLOW_UI", f"http://127.0.0.1:{port}")
 
 
 def mlflow_page(page: str) -> str:

@@ -18,7 +18,7 @@ from alignment.data.rows import Content, PreferenceRow
 from alignment.data.shards import shards_of
 from alignment.data.tokens import Dropped, Tokenization, TokenSequence
 from alignment.data.validate import Validation
-from alignment.errors import BadInput
+from alignment.errors import BadInput, counted
 from alignment.recipe.data import DEFAULT_READING, ModelSource, Reading
 from alignment.recipe.forward import TokenPolicy
 from alignment.recipe.load import load_recipe
@@ -58,13 +58,13 @@ def check_files(targets: list[str], reading: Reading = DEFAULT_READING) -> dict[
     are read by `reading`.
 
     `records` were read. `rows` = `accepted` + `quarantined` (counts), `reasons` {reason: count}, `forms` {form: rows},
-    `texts` (accepted rows of plain strings), `kind` (paired, unpaired, or None when no row is valid), `digest` over the
-    sorted row ids, `advice` {file: what to do about its commonest reason}, and
-    `quarantined_rows` [{file, row, reason}].
+    `texts` (accepted rows of plain strings), `joined` (of these how many have nothing between prompt and answer),
+    `kind` (paired, unpaired, or None when no row is valid), `digest` over the sorted row ids, `advice` {file: what to
+    do about its commonest reason}, and `quarantined_rows` [{file, row, reason}].
     Raises `BadInput` naming a file that cannot be read as a whole.
     """
     validation = Validation()
-    accepted = texts = 0
+    accepted = texts = joined = 0
     advice: dict[str, str] = {}
     for source in (source for target in targets for source in sources_of(target, reading)):
         validation.reading, validation.split_pairs = source.reading, source.split_pairs
@@ -72,6 +72,7 @@ def check_files(targets: list[str], reading: Reading = DEFAULT_READING) -> dict[
         for row in validation.accepted(source.records, source.name):
             accepted += 1
             texts += row.form == "text"
+            joined += row.form == "text" and _runs_together(row)
         if (told := validation.advice(source.name, accepted - before)) is not None:
             advice[source.name] = told
     quarantined = validation.quarantined
@@ -80,6 +81,7 @@ def check_files(targets: list[str], reading: Reading = DEFAULT_READING) -> dict[
         "rows": accepted + len(quarantined),
         "accepted": accepted,
         "texts": texts,
+        "joined": joined,
         "quarantined": len(quarantined),
         "reasons": validation.reasons,
         "forms": dict(sorted(validation.forms.items())),
@@ -90,6 +92,26 @@ def check_files(targets: list[str], reading: Reading = DEFAULT_READING) -> dict[
             {"file": entry.source, "row": entry.source_row, "reason": entry.reason} for entry in quarantined
         ],
     }
+
+
+def _runs_together(row: PreferenceRow) -> bool:
+    """Whether the last word of a plain prompt and the first of an answer are written as one. A prompt without any space
+    may be in a script that has none."""
+    prompt = str(row.prompt)
+    answers = [str(answer) for answer in (row.chosen, row.rejected, row.completion) if answer]
+    apart = prompt[-1:].isspace() or not any(letter.isspace() for letter in prompt)
+    return not apart and any(not answer[0].isspace() for answer in answers)
+
+
+def joined_note(checked: dict[str, Any]) -> str | None:
+    """What to know where most plain rows have nothing between prompt and answer."""
+    if checked["joined"] * 2 <= checked["texts"]:
+        return None
+    return (
+        f"{counted(checked['joined'], 'row of plain text has', 'rows of plain text have')} nothing between prompt and"
+        " answer, and the model reads both as one text: end the prompts with a space or a new line, or give"
+        " tokens.plain_text: chat where the model has a chat template"
+    )
 
 
 # Rows as the model will see them ----------------------------------------------------------------

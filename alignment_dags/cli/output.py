@@ -203,6 +203,8 @@ def show_fields(result: dict[str, Any]) -> None:
 
 def show_check(result: dict[str, Any]) -> None:
     """Prints the outcome of `align prefs check`."""
+    from alignment.data.check import joined_note
+
     kind = "" if result["kind"] is None else f" ({result['kind']})"
     print(f"{counted(result['rows'], 'row')}, {result['accepted']} accepted{kind}, {result['quarantined']} quarantined")
     for form, count in result["forms"].items():
@@ -211,6 +213,8 @@ def show_check(result: dict[str, Any]) -> None:
         print(f"  {count:>6}  {reason}")
     for file, told in result["advice"].items() if result["accepted"] else ():  # else the error says it
         print(f"  {place(file)}: {told}")
+    if (note := joined_note(result)) is not None:
+        print(f"  {note}")
     rows: dict[tuple[str, str], list[int]] = {}
     for row in result["quarantined_rows"]:
         reason = "duplicate" if row["reason"].startswith("duplicate of ") else row["reason"]

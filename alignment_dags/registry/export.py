@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import BadInput, counted
-from alignment.models.checkpoint import ADAPTER_FOLDER
+from alignment.models.checkpoint import ADAPTER_FOLDER, has_chat_template
 from alignment.models.pin import checkpoint_names
 from alignment.stages.stage import PolicySummary
 from alignment.store import Commit, CorruptArtifact, Store
@@ -153,3 +153,7 @@ def show_exported(result: dict[str, Any]) -> None:
     print("load it with transformers:")
     print("  from transformers import pipeline")
     print(f"  answer = pipeline('text-generation', model={folder!r})")
+    if has_chat_template(Path(result["path"])):
+        print("  print(answer([{'role': 'user', 'content': '…'}]))")
+    else:  # a conversation would be refused
+        print("  print(answer('…'))")

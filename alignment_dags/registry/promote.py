@@ -51,7 +51,7 @@ def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
     Raises `BadInput` if the promotion is not possible, and `RunFailed`.
     """
     if (promotion.to is None) != promotion.override:
-        raise BadInput("give either --to VERSION or --override")
+        raise BadInput("give either --to VERSION, or --override with --reason WHY")
     if promotion.override and not promotion.reason.strip():
         raise BadInput("an override needs --reason: it is recorded with the model", field="--reason")
     path, recipe = recipe_of(promotion.model, promotion.recipe)

@@ -59,7 +59,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
         (["prefs", "withdraw", "none.yaml", "--row-id", "x"], "none.yaml: no such recipe"),
         (["prefs", "restore", "none.yaml", "--shard", "x"], "none.yaml: no such recipe"),
         (["gc", "none.yaml"], "none.yaml: no such recipe"),
-        (["promote", "model"], "give either --to VERSION or --override"),
+        (["promote", "model"], "give either --to VERSION, or --override with --reason WHY"),
         (["promote", "model", "--override"], "needs --reason"),
         (["promote", "no-such-model", "--to", "1"], "no recipe in use registers 'no-such-model'"),
         (["backfill", "none.yaml"], "none.yaml: no such recipe"),

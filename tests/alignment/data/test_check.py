@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from alignment.data.check import check_files, show_rows
+from alignment.data.check import check_files, joined_note, show_rows
 from alignment.data.files import pin_file
 from alignment.data.rows import paired_row
 from alignment.data.tokens import Tokenization
@@ -43,6 +43,7 @@ def test_a_checked_file_has_the_numbers_and_digest_of_its_shard(tmp_path: Path) 
         "reasons": shard["reasons"],
         "forms": shard["forms"],
         "texts": 2,
+        "joined": checked["joined"],
         "kind": "paired",
         "advice": checked["advice"],
         "digest": shard["digest"],
@@ -185,3 +186,24 @@ def test_a_recipe_that_takes_pairs_and_thumbs_together_is_checked_as_its_shards_
     checked = check_files([str(path)])
     assert (checked["accepted"], checked["kind"], checked["reasons"]) == (7, "unpaired", {})
     assert show_rows(str(tmp_path / "pairs.jsonl"))["rows"] == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "joined"),
+    [
+        ("Tell a story.", "Once", 1),
+        ("Tell a story. ", "Once", 0),
+        ("Tell a story.\n", "Once", 0),
+        ("Tell a story.", " Once", 0),
+        ("讲一个故事", "从前", 0),
+    ],
+)
+def test_plain_rows_with_nothing_between_prompt_and_answer_are_noted(
+    prompt: str, chosen: str, joined: int, tmp_path: Path
+) -> None:
+    rejected = " No" if chosen.startswith(" ") else "No"
+    checked = check_files([save(tmp_path / "a.jsonl", [{"prompt": prompt, "chosen": chosen, "rejected": rejected}])])
+    assert (checked["texts"], checked["joined"]) == (1, joined)
+    told = joined_note(checked)
+    assert (told is not None) == bool(joined)
+    assert told is None or told.startswith("1 row of plain text has nothing between prompt and answer")

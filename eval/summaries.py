@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from alignment.errors import counted
 from alignment.store import Summary
 
 Number = int | float | None
@@ -86,15 +87,20 @@ class ScoresSummary(Summary):
     left_out: list[str] = Field(default_factory=list)
 
     @property
-    def lacking(self) -> dict[str, int]:
-        """Items without a value, by count, under what happened to them; only what did happen."""
-        counts = {
-            "items failed": self.failed,
-            "items without a response": self.missing,
-            "judgments without a rating": self.unparsable,
-            "answers without a judgment": self.unjudged,
-        }
-        return {what: count for what, count in counts.items() if count}
+    def lacking(self) -> int:
+        """How many items and judgments have no value."""
+        return sum(filter(None, (self.failed, self.missing, self.unparsable, self.unjudged)))
+
+    @property
+    def told_lacking(self) -> str:
+        """What happened to those without a value, in words; empty where there are none."""
+        counts = (
+            (self.failed, "item failed", "items failed"),
+            (self.missing, "item without a response", "items without a response"),
+            (self.unparsable, "judgment without a rating", "judgments without a rating"),
+            (self.unjudged, "answer without a judgment", "answers without a judgment"),
+        )
+        return ", ".join(counted(count, one, many) for count, one, many in counts if count)
 
 
 class DivergenceSummary(Summary):

@@ -97,6 +97,9 @@ def show_outcome(result: dict[str, Any]) -> None:
     if result["alias"]:
         print(f"warning: {result['alias']}")
     if result["failure"] is not None:
-        print(painted(f"\nfailed: {result['failure']}"))
+        told = result["failure"]
+        if result["reasons"]:  # which are the gate's, and stand above
+            told = told.replace(": " + "; ".join(result["reasons"]), " (why: above)")
+        print(painted(f"\nfailed: {told}"))
     elif result["dagster_runs"]:
         print(f"done in {result['seconds']} s; `make ui` shows it all")

@@ -94,12 +94,10 @@ def answers_missing(scores: Mapping[str, Mapping[str, ScoresSummary]]) -> Guard:
     numbers: dict[str, float] = {}
     for side, suites in scores.items():
         for suite, summary in suites.items():
-            lacking = sum(summary.lacking.values())
-            numbers[f"{side}/{suite}"] = lacking
-            asked = lacking + (summary.n or 0)
-            if lacking > MOST_MISSING * asked:
-                what = ", ".join(f"{count} {name}" for name, count in summary.lacking.items())
-                over.append(f"{title_of(suite)}, {side}: {what} of {asked}")
+            numbers[f"{side}/{suite}"] = summary.lacking
+            asked = summary.lacking + (summary.n or 0)
+            if summary.lacking > MOST_MISSING * asked:
+                over.append(f"{title_of(suite)}, {side}: {summary.told_lacking} of {asked}")
     total = sum(numbers.values())
     return Guard(
         "answers_missing",

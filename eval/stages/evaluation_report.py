@@ -117,9 +117,8 @@ def notes_on(evidence: Evidence, baseline: str) -> list[str]:
         notes += [f"{title_of(suite)} against the champion: {reason}" for suite, reason in left_out.items()]
     for side, scores in ((baseline, evidence.sft), ("policy", evidence.policy)):
         for suite, suite_scores in scores.items():
-            if lacking := suite_scores.summary.lacking:
-                counts = ", ".join(f"{count} {what}" for what, count in lacking.items())
-                notes.append(f"{title_of(suite)}, {side}: {counts}")
+            if told := suite_scores.summary.told_lacking:
+                notes.append(f"{title_of(suite)}, {side}: {told}")
     return notes
 
 

@@ -115,6 +115,9 @@ def test_each_sign_of_trouble_has_its_sentence(
 
 def test_a_training_that_goes_well_shows_no_sign_and_rewards_without_a_reference_say_nothing() -> None:
     assert signs(history(**GOOD), {"accuracy": 0.7, "margin": 1.5}, Dpo()) == []
+    (still,) = signs(history(**GOOD), {"accuracy": 0.7, "margin": 0.013}, Dpo())
+    assert still.text.startswith("the held-out reward margin is 0.013: the policy is nearly where") and not still.bad
+    assert signs(history(**GOOD), {"accuracy": 0.7, "margin": 0.013}, Dpo(loss="simpo", beta=2.0)) == []
     hardly = GOOD | {"chosen_reward": [0.0] * 4 + [1.0] * 4, "rejected_reward": [0.0] * 4 + [0.05] * 4}
     assert signs(history(**hardly), {"accuracy": 0.7}, Dpo()) == [], "the rejected reward hardly rises"
     falling = history(**(GOOD | {"chosen_reward": [-1.0] * 4 + [-2.0] * 4}))

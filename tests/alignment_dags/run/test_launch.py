@@ -112,3 +112,18 @@ def test_a_run_that_failed_before_any_step_says_why_in_a_line() -> None:
     assert told == "Could not find job 'small_base'. Found: …"
     assert first_reason(error("sqlalchemy.exc.OperationalError: disk full\nmore", "E")) == "disk full"
     assert len(first_reason(error("x" * 5000, "E"))) == 300
+
+
+def test_the_reasons_of_the_gate_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    from alignment_dags.cli.outcome import show_outcome
+
+    reasons = ["IFEval is worse", "GSM8K is worse"]
+    told = {"recipe": "small", "stopped": None, "dagster_runs": ["one"], "comparisons": {}, "notes": [], "alias": None}
+    told |= {"registered": None, "verdict": "fail", "report": None, "policy": None, "store": None, "seconds": 1.0}
+    failure = "small__registered_model: not registered, the gate says fail: IFEval is worse; GSM8K is worse"
+    show_outcome({**told, "reasons": reasons, "failure": failure})
+    out = capsys.readouterr().out
+    assert out.count("IFEval is worse") == 1
+    assert out.endswith("failed: small__registered_model: not registered, the gate says fail (why: above)\n")
+    show_outcome({**told, "verdict": None, "reasons": [], "failure": "the disk is full"})
+    assert capsys.readouterr().out == "\nfailed: the disk is full\n"

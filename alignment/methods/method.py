@@ -237,9 +237,10 @@ class Method(ABC):
             **{name: (getattr(self, name), healthy) for name, healthy in self.healthy.items()},
         }
         weights = "all weights" if lora is None else "LoRA"
+        sizes = {"learning_rate": " (models of 1B and more)"}  # what small ones bear is published nowhere
         return [
             f"{name} {short(value)} is outside {short(least)} to {short(most)},"
-            f" which practice supports for {called or self.name} with {weights}"
+            f" which practice supports for {called or self.name} with {weights}{sizes.get(name, '')}"
             for name, (value, (least, most)) in ranges.items()
             if not least <= value <= most
         ]

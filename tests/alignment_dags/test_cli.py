@@ -368,7 +368,8 @@ def test_settings_outside_of_what_practice_supports_are_noted_by_a_check_and_a_p
     )
     notes = [
         "sft.adam_betas β₂ 0.9 is outside 0.95 to 0.999, which practice supports",
-        "dpo.learning_rate 1e6 is outside 5e-7 to 5e-6, which practice supports for loss: sigmoid with all weights",
+        "dpo.learning_rate 1e6 is outside 5e-7 to 5e-6, which practice supports for loss: sigmoid with all weights"
+        " (models of 1B and more)",
         "dpo.learning_rate 1e6 is 5e+10 times SFT's 2e-5, and practice takes a tenth or less: at SFT's rate preferences"
         " spoil what SFT taught",
     ]

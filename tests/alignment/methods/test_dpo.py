@@ -237,4 +237,6 @@ def test_a_setting_outside_of_what_practice_supports_is_noted_in_a_sentence(
     settings: Dpo, trained: str, notes: list[str]
 ) -> None:
     supports = f", which practice supports for loss: {settings.loss} with {trained}"
-    assert settings.outside_practice() == [f"dpo.{note}{supports}" for note in notes]
+    sizes = " (models of 1B and more)"
+    told = [f"dpo.{note}{supports}{sizes if 'learning_rate' in note else ''}" for note in notes]
+    assert settings.outside_practice() == told

@@ -43,6 +43,7 @@ def start(
     from alignment.data.check import check_files, joined_note
 
     mapped = columns_of(columns)
+    model_source(model)  # a model that is not there is said before anything of the data
     checked = check_files(data, Reading(columns=mapped))
     checks = f"align prefs check {shlex.join(data)}"
     if not checked["accepted"]:
@@ -174,7 +175,7 @@ optimise: # learning_rate and beta have the method's usual values
   precision: {precision}
 {lora}
 # What is measured beside the held-out rows. Add suites, and a gate that decides what is registered:
-#   evals: {{ifeval: {{hub: google/IFEval, split: train, limit: 100}}}}
+#   evals: {{ifeval: {{hub: google/IFEval, split: train, limit: 100}}}} # a file that is here: {{ifeval: {{data: FILE}}}}
 #   gate: default
 evals:
   precision: {precision}

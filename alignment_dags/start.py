@@ -175,7 +175,7 @@ optimise: # learning_rate and beta have the method's usual values
   precision: {precision}
 {lora}
 # What is measured beside the held-out rows. Add suites, and a gate that decides what is registered:
-#   evals: {{ifeval: {{hub: google/IFEval, split: train, limit: 100}}}} # a file that is here: {{ifeval: {{data: FILE}}}}
+#   evals: {{ifeval: {{hub: google/IFEval, split: train, limit: 100}}}} # or {{ifeval: {{data: FILE}}}}
 #   gate: default
 evals:
   precision: {precision}

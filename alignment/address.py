@@ -88,11 +88,6 @@ def whole(address: str) -> str:
     return address
 
 
-def no_such_file(address: str) -> str:
-    """What to say of a bare address where nothing is found: servers say so too of what a query opens no more."""
-    return "no such file" + (", or the query or user that opens it is out of date" if whole(address) != address else "")
-
-
 def handed_on(addresses: Iterable[str]) -> dict[str, str]:
     """The environment by which another process opens these bare addresses."""
     told = [found for one in addresses if (found := whole(one)) != one]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
 
-from alignment.address import shown
+from alignment.address import shown, whole
 
 
 class BadInput(ValueError):
@@ -37,6 +41,17 @@ class BadInput(ValueError):
         self.file = file
         self.row = row
         self.field = field
+
+
+@contextmanager
+def named_in(field: str) -> Iterator[None]:
+    """Adds the field of a recipe that names a path to an error which names that path alone."""
+    try:
+        yield
+    except BadInput as error:
+        if type(error) is not BadInput or error.file is None or error.row is not None or error.field is not None:
+            raise
+        raise BadInput(error.message, file=error.file, field=field) from error
 
 
 def require_utf8(name: str) -> None:
@@ -140,3 +155,44 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return ""
     nearest = get_close_matches(word, list(known), n=1, cutoff=SIMILAR)
     return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+# A path that a person wrote and that is not there.
+
+MOST_NAMES = 4_000
+"""Names of a folder that are compared with the missing one; a folder of data may hold millions."""
+
+
+def no_such(what: str, path: str | Path) -> str:
+    """What an error says of a missing path or bare address, with the name in the same local folder that was meant.
+
+    Servers say of a file that it is missing also where a query or user that opens it is out of date.
+    """
+    path = str(path)
+    if whole(path) != path:
+        return f"no such {what}, or the query or user that opens it is out of date"
+    return f"no such {what}{did_you_mean_beside(path)}"
+
+
+def did_you_mean_beside(path: str) -> str:
+    """`did_you_mean` of a local path, among the names in its folder; empty for a URL and an unreadable folder."""
+    if "://" in path or "::" in path:
+        return ""
+    try:
+        place = Path(path).expanduser()
+        with os.scandir(place.parent) as entries:
+            names = sorted(entry.name for entry in islice(entries, MOST_NAMES))
+    except (OSError, RuntimeError, ValueError):  # no folder, no such user, no path
+        return ""
+
+    def stem(name: str) -> str:
+        return name.partition(".")[0]
+
+    names = [
+        name
+        for name in names
+        if name != place.name and not name.startswith(".") and name.isprintable()
+        # two names are not alike by their suffix alone
+        if did_you_mean(stem(place.name), [stem(name)])
+    ]
+    return did_you_mean(place.name, names)

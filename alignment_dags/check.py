@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignment.data.dataset_info import Wanted
-from alignment.errors import BadInput, first_few
+from alignment.errors import BadInput, did_you_mean_beside, no_such
 from alignment.recipe import ModelSource, PreferencePart, PreferenceSource, Recipe
+from alignment.recipe.evaluation import section_of
 from resources.pools import Pools
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def check_places(recipe: Recipe, pools: Pools, file: str) -> None:
 def check_models(recipe: Recipe, file: str, config: Path | None = None) -> None:
     """Raises `BadInput` for a length that a model has no positions for, and for conversations without a chat template,
     as far as files here say it; `config` is a config.json in place of the model's own."""
-    _look(_fits(recipe, config), file)
+    models = () if config is not None else _models(recipe)  # one that is missing is named by its own field
+    _look([*models, *_fits(recipe, config)], file)
 
 
 def _look(places: Iterable[tuple[str, Callable[[], Any]]], file: str) -> None:
@@ -47,8 +49,8 @@ def _look(places: Iterable[tuple[str, Callable[[], Any]]], file: str) -> None:
 def _places(recipe: Recipe, pools: Pools) -> Iterator[tuple[str, Callable[[], Any]]]:
     for stage, pool in recipe.pools.model_dump().items():
         yield f"pools.{stage}", partial(pools.__getitem__, pool)
-    adopted, dataset = (recipe.sft.adopt, recipe.sft.dataset) if recipe.sft else (None, None)
-    yield from _model("base_model", recipe.base_model) if adopted is None else _model("sft.adopt", adopted)
+    yield from _models(recipe)
+    dataset = recipe.sft and recipe.sft.dataset
     for pattern in (dataset and dataset.files) or ():
         yield "sft.dataset.files", partial(_data, pattern, "demonstrations")
     for pattern in recipe.preferences.file_patterns:
@@ -59,6 +61,11 @@ def _places(recipe: Recipe, pools: Pools) -> Iterator[tuple[str, Callable[[], An
         for key in ("generator", "weak"):
             if isinstance(model := getattr(sampled, key, None), ModelSource):
                 yield from _model(f"{name}.{key}", model)
+
+
+def _models(recipe: Recipe) -> Iterator[tuple[str, Callable[[], Any]]]:
+    adopted = recipe.sft.adopt if recipe.sft else None
+    yield from _model("base_model", recipe.base_model) if adopted is None else _model("sft.adopt", adopted)
     if recipe.reward_model is not None and recipe.reward_model.adopt is not None:
         yield from _model("reward_model.adopt", recipe.reward_model.adopt)
 
@@ -216,18 +223,15 @@ def _data(pattern: str, wanted: Wanted) -> None:
 
 def _file(path: str) -> None:
     if not Path(path).expanduser().is_file():
-        raise BadInput("no such file", file=path)
+        raise BadInput(no_such("file", path), file=path)
 
 
 def missing_eval_files(recipe: Recipe) -> list[str]:
-    """A line that names the local files of the suites that are not there, if any; evaluation comes last, and may find
-    them then."""
-    suites = recipe.evals.selected()
-    missing = [
-        path
-        for suite in suites.values()
+    """A line for each local file of the suites that is not there; evaluation comes last, and may find them then."""
+    return [
+        f"{section_of(name, suite)}.{key}: not there yet: {path}{did_you_mean_beside(path)}"
+        for name, suite in recipe.evals.selected().items()
         for key in EVAL_FILES
         if isinstance(path := getattr(suite, key, None), str) and "://" not in path
         if not Path(path).expanduser().exists()
     ]
-    return [f"evals: not there yet: {first_few(missing)}"] if missing else []

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from alignment.data.withdrawal import Withdrawn, inherit, read_withdrawn
-from alignment.errors import BadInput, did_you_mean
+from alignment.errors import BadInput, did_you_mean, did_you_mean_beside, no_such
 from alignment.methods import LOSS, METHOD, NORMALISED
 from alignment.recipe import Recipe, load_recipe, parse_recipe
 from alignment.recipe.load import read_recipe, read_yaml, yaml_value
@@ -34,7 +34,7 @@ def recipe_files() -> list[Path]:
     """The files of the recipes in use, without files of pools; raises `BadInput` for a place that is not there."""
     for pattern in _patterns():
         if not glob.has_magic(pattern) and not Path(pattern).exists():
-            raise BadInput("no such file or folder", file=pattern, field=RECIPES)
+            raise BadInput(no_such("file or folder", pattern), file=pattern, field=RECIPES)
     return [path for path in _named_files() if not is_pools_file(path)]
 
 
@@ -143,6 +143,10 @@ def recipe_file(given: Path) -> Path:
     Raises `BadInput` for neither, with the name that was meant.
     """
     if given.is_file() or given.suffix or len(given.parts) != 1:
+        if is_recipe(str(given)) and not given.exists() and not did_you_mean_beside(str(given)):
+            # no file beside it is alike, but a recipe in use may have the name
+            meant = did_you_mean(given.stem, recipe_names())
+            raise BadInput(f"no such recipe{meant}", file=str(given))
         return given  # whoever reads it says what is wrong with it
     if given.is_dir() and str(given) not in recipe_names():
         raise BadInput("is a folder, not a recipe", file=str(given))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from alignment.errors import BadInput, be, counted, did_you_mean, first_few
+from alignment.errors import BadInput, be, counted, did_you_mean, did_you_mean_beside, first_few
 from alignment.methods import METHOD, METHODS
 from alignment.recipe import ModelSource, Reading
 from alignment.recipe.data import Column
@@ -235,7 +235,8 @@ def model_source(model: str) -> ModelSource:
         return ModelSource(embedded="micro")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not folder.parent.is_dir():
         return ModelSource(hub=model)
-    raise BadInput("no such folder, and no id on the hub (OWNER/NAME)", file=model)
+    told = "no such folder, and no id on the hub (OWNER/NAME)"
+    raise BadInput(told + did_you_mean_beside(model), file=model)
 
 
 def _size(source: ModelSource) -> tuple[int | None, int | None]:

@@ -65,6 +65,11 @@ class Sampling:
     needs: tuple[str, ...] = ()
     """Nodes that `waits` reads."""
 
+    @property
+    def section(self) -> str:
+        """The section of the recipe that has the settings."""
+        return "generate" if self.settings is self.recipe.generate else "rounds"
+
     def name(self, node: str) -> str:
         """A node's name in this graph."""
         return f"{self.prefix}{node}"
@@ -77,7 +82,7 @@ class Sampling:
         check_processes(recipe, self.pools)
         return CandidatesRequest(
             checkpoint=checkpoint,
-            prompts=tuple(prompt_sources(settings.prompts, recipe.seed)),
+            prompts=tuple(prompt_sources(settings.prompts, recipe.seed, f"{self.section}.prompts")),
             n=n or settings.n,
             temperature=settings.temperature,
             top_p=settings.top_p,
@@ -137,7 +142,7 @@ def reward_model(recipe: Recipe, pools: Pools) -> tuple[Node, ...]:
         return RewardRequest(
             manifest=None if before else upstream("preference_manifest"),
             checkpoint=None if adopted else upstream(recipe.start),
-            adopt=pin_model(adopted) if adopted else None,
+            adopt=pin_model(adopted, "reward_model.adopt") if adopted else None,
             settings=settings.training(),
             tokens=recipe.tokens,
             precision=recipe.evals.precision,
@@ -263,17 +268,17 @@ def weak_candidates(sampling: Sampling) -> Iterator[Node]:
         return sampling.candidates_request(upstream, upstream(source), spoken=spoken)
 
     if isinstance(weak, ModelSource):
-        yield model_from_elsewhere(source, weak, sampling.recipe.seed)
+        yield model_from_elsewhere(source, weak, sampling.recipe.seed, f"{sampling.section}.weak")
     description = f"Answers that the {spoken} gives to the same prompts: the worse sides of pairs."
     name = sampling.name("weak_candidates")
     yield sampled_answers(sampling.recipe, name, description, (source, *sampling.needs), request)
 
 
-def model_from_elsewhere(name: str, source: ModelSource, seed: int) -> Node:
-    """The node of a model that the recipe names for itself, pinned as the base model is."""
+def model_from_elsewhere(name: str, source: ModelSource, seed: int, field: str) -> Node:
+    """The node of a model that the recipe's `field` names, pinned as the base model is."""
 
     def request(upstream: Upstream, shard: str | None) -> BaseModelRequest:
-        return BaseModelRequest(pin=pin_model(source), seed=seed)
+        return BaseModelRequest(pin=pin_model(source, field), seed=seed)
 
     return Node(
         name=name,
@@ -413,6 +418,6 @@ def generated_pairs(recipe: Recipe, pools: Pools) -> tuple[Node, ...]:
     generator = {"sft": "sft_checkpoint", "champion": CHAMPION}.get(str(settings.generator), "generator_model")
     spoken = {"sft": "SFT checkpoint", "champion": "champion"}.get(str(settings.generator), "generator model")
     if isinstance(settings.generator, ModelSource):
-        nodes.append(model_from_elsewhere(generator, settings.generator, recipe.seed))
+        nodes.append(model_from_elsewhere(generator, settings.generator, recipe.seed, "generate.generator"))
     reference = recipe.start if recipe.needs_reference else None
     return (*nodes, *sampling_nodes(Sampling(recipe, pools, settings, generator, reference, spoken=spoken)))

@@ -10,7 +10,7 @@ from alignment.data.hub import HubUnreachable
 from alignment.data.manifest import SPLIT_FILE
 from alignment.data.rows import TRAIN_FILE
 from alignment.data.withdrawal import rows_held
-from alignment.errors import BadInput
+from alignment.errors import BadInput, named_in
 from alignment.models.checkpoint import read_config, text_config
 from alignment.models.merging import other_sizes
 from alignment.models.pin import hub_config, pin_model
@@ -48,7 +48,8 @@ def adopted_model(recipe: Recipe, place: int, model: ModelSource) -> Node:
     """The node of a model from elsewhere, as it is."""
 
     def request(upstream: Upstream, shard: str | None) -> SftRequest:
-        return SftRequest(adopt=pin_model(model), settings=SftTraining(), seed=recipe.seed)
+        adopted = pin_model(model, f"merge.{place - 1}.model")
+        return SftRequest(adopt=adopted, settings=SftTraining(), seed=recipe.seed)
 
     return Node(
         name=_part_name(place),
@@ -202,7 +203,11 @@ def config_of(source: ModelSource) -> Mapping[str, Any] | None:
 def require_fit(recipe: Recipe, place: int, model: ModelSource, file: str | None = None) -> None:
     """Raises `BadInput` where a model to merge is of another architecture than the model that the recipe starts from,
     by their configurations; `place` is its own in `merge`, from 1."""
-    ours, theirs = config_of((recipe.sft and recipe.sft.adopt) or recipe.base_model), config_of(model)
+    adopted = recipe.sft and recipe.sft.adopt
+    with named_in("sft.adopt.path" if adopted else "base_model.path"):
+        ours = config_of(adopted or recipe.base_model)
+    with named_in(f"merge.{place - 1}.model.path"):
+        theirs = config_of(model)
     if ours is not None and theirs is not None and (other := other_sizes(ours, theirs)) is not None:
         told = f"is of another architecture than the policy: {other}"
         raise BadInput(told, file=file or recipe.name, field=f"merge.{place - 1}.model")

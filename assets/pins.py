@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from alignment.data.files import expand_all, pin_file
+from alignment.data.files import pin_file, pin_files
 from alignment.data.hub import pin_hub
 from alignment.data.sources import PromptSource, SuiteItems
-from alignment.errors import BadInput
+from alignment.errors import BadInput, named_in
 from alignment.recipe.data import DataSource
-from alignment.recipe.evaluation import Suite
+from alignment.recipe.evaluation import Suite, section_of
 from alignment.recipe.generate import Prompts
 from alignment.stages.stage import SourceFile
 from eval.suites import SuiteSpec, pin_tasks, suite_named
@@ -17,10 +17,15 @@ from eval.suites import SuiteSpec, pin_tasks, suite_named
 
 def suite_spec(name: str, suite: Suite) -> SuiteSpec:
     """A recipe's suite with its files pinned by content."""
+    section = section_of(name, suite)
 
     def pinned(field: str) -> SourceFile | None:
         path = getattr(suite, field, None)
-        return pin_file(path) if path else None
+        with named_in(f"{section}.{field}"):
+            return pin_file(path) if path else None
+
+    with named_in(f"{section}.include_path"):
+        tasks = pin_tasks(folder) if (folder := getattr(suite, "include_path", None)) else ()
 
     return SuiteSpec(
         name=name,
@@ -39,7 +44,7 @@ def suite_spec(name: str, suite: Suite) -> SuiteSpec:
         judge_prompts=pinned("judge_prompts"),
         baseline_answers=pinned("baseline_answers"),
         scored_by=getattr(suite, "scored_by", "rules"),
-        tasks=pin_tasks(folder) if (folder := getattr(suite, "include_path", None)) else (),
+        tasks=tasks,
     )
 
 
@@ -61,15 +66,19 @@ def suite_items(name: str, suite: Suite, seed: int) -> SuiteItems:
     return SuiteItems(hub=tuple(dict.fromkeys(sources)))
 
 
-def prompt_sources(prompts: Prompts, seed: int) -> Iterator[PromptSource]:
-    """The sources of prompts as they are now, pinned by content. Raises `BadInput` where there is none."""
+def prompt_sources(prompts: Prompts, seed: int, field: str = "prompts") -> Iterator[PromptSource]:
+    """The sources of prompts as they are now, pinned by content; `field` is the recipe's that names them.
+
+    Raises `BadInput` where there is none.
+    """
     if prompts.embedded is not None:
         yield from (PromptSource(embedded=prompts.embedded, part=part, seed=seed) for part in range(prompts.parts))
     elif prompts.hub is not None:
         named = DataSource(hub=prompts.hub, revision=prompts.revision, config=prompts.config, split=prompts.split)
         yield PromptSource(hub=pin_hub(named))
     else:
-        urls = expand_all(prompts.files or [], "preferences")
-        if not urls:
-            raise BadInput("names no file", field="prompts.files")
-        yield from (PromptSource(file=pin_file(url)) for url in urls)
+        with named_in(f"{field}.files"):
+            files = pin_files(prompts.files or [], "preferences")
+        if not files:
+            raise BadInput("names no file", field=f"{field}.files")
+        yield from (PromptSource(file=file) for file in files)

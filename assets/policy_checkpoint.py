@@ -134,7 +134,7 @@ def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
 def rollouts_of(recipe: Recipe, settings: OnPolicy, upstream: Upstream) -> Rollouts:
     """What an on-policy method is asked to sample, with the prompts as they are now."""
     return Rollouts(
-        prompts=tuple(prompt_sources(settings.prompts, recipe.seed)),
+        prompts=tuple(prompt_sources(settings.prompts, recipe.seed, "on_policy.prompts")),
         n=settings.n,
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens,

@@ -26,7 +26,7 @@ def sft_checkpoint(recipe: Recipe, pools: Pools) -> Node:
         return SftRequest(
             base=None if adopted else upstream("base_model"),
             dataset=None if adopted else upstream("sft_dataset"),
-            adopt=pin_model(adopted) if adopted else None,
+            adopt=pin_model(adopted, "sft.adopt") if adopted else None,
             settings=SftTraining.of(sft),
             tokens=recipe.tokens.writing(),
             seed=recipe.seed,

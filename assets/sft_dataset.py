@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alignment.data.files import pin_files
 from alignment.data.hub import pin_hub
+from alignment.errors import named_in
 from alignment.recipe.recipe import Recipe
 from alignment.stages.sft_dataset import STAGE, SftDatasetRequest
 from assets.building.node import Node
@@ -17,8 +18,10 @@ def sft_dataset(recipe: Recipe) -> Node:
         raise ValueError("a recipe that trains no SFT checkpoint has no sft_dataset")
 
     def request(upstream: Upstream, shard: str | None) -> SftDatasetRequest:
+        with named_in("sft.dataset.files"):
+            files = pin_files(source.files, "demonstrations") if source.files else []
         return SftDatasetRequest(
-            files=pin_files(source.files, "demonstrations") if source.files else [],
+            files=files,
             hub=pin_hub(source) if source.hub else None,
             embedded=source.embedded,
             seed=recipe.seed,

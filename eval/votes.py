@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from alignment.digest import json_digest
-from alignment.errors import BadInput, did_you_mean
+from alignment.errors import BadInput, did_you_mean, did_you_mean_beside
 from eval.statistics import win_rate
 from eval.suites.rows import read_rows
 
@@ -140,7 +140,8 @@ def read_key(path: Path) -> Key:
     try:
         return Key.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise BadInput("no such file; `align ab export` wrote it", file=str(path), field="--key") from None
+        told = f"no such file; `align ab export` wrote it{did_you_mean_beside(str(path))}"
+        raise BadInput(told, file=str(path), field="--key") from None
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput("not a key of `align ab export`", file=str(path), field="--key") from error
 

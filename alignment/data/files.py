@@ -19,11 +19,11 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from alignment.address import no_such_file, remember, whole
+from alignment.address import remember, whole
 from alignment.data.dataset_info import INFO, Wanted, described
 from alignment.data.readers import DATA_SUFFIXES, data_suffix
 from alignment.digest import file_sha256, json_digest, stream_sha256
-from alignment.errors import BadInput, require_utf8
+from alignment.errors import BadInput, no_such, require_utf8
 from alignment.stages.stage import SourceFile
 from alignment.store.place import matching
 
@@ -121,7 +121,7 @@ def expand(pattern: str, wanted: Wanted = "all") -> list[str]:
             if not _has_magic(rest):
                 if isinstance(fs, LocalFileSystem) and Path(path).exists():
                     raise BadInput("is a pipe or a device, which is read once only: write it to a file", file=pattern)
-                raise BadInput(no_such_file(pattern), file=pattern)
+                raise BadInput(no_such("file", pattern), file=pattern)
             files = (name for name in matching(fs, folder, rest) if _base(name) not in ABOUT_DATA and fs.isfile(name))
             found = sorted(name for name in files if _is_finished(name[len(folder) + 1 :]))
             if not found:
@@ -145,7 +145,7 @@ def _reaching(url: str) -> Iterator[tuple[Any, str]]:
     except BadInput:
         raise
     except FileNotFoundError:
-        raise BadInput(no_such_file(url), file=url) from None
+        raise BadInput(no_such("file", url), file=url) from None
     except IsADirectoryError:
         raise BadInput("is a folder, not a file", file=url) from None
     except OSError as error:

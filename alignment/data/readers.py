@@ -21,8 +21,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignment.address import no_such_file, remember, whole
-from alignment.errors import BadInput
+from alignment.address import remember, whole
+from alignment.errors import BadInput, no_such
 
 # Opens a data file wherever it lies, checks that it is the pinned one, and says plainly when it is not data.
 
@@ -68,7 +68,7 @@ def reading(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise BadInput(no_such_file(url), file=url) from None
+        raise BadInput(no_such("file", url), file=url) from None
     except IsADirectoryError:
         raise BadInput("is a folder, not a file", file=url) from None
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:

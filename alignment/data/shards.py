@@ -15,7 +15,7 @@ from alignment.data.hub import DEFAULT_SPLIT, pin_hub
 from alignment.data.mixing import Mix
 from alignment.data.readers import data_suffix
 from alignment.digest import json_digest
-from alignment.errors import BadInput
+from alignment.errors import BadInput, named_in
 from alignment.recipe.data import DEFAULT_READING, NamedSource, PreferencePart, PreferenceSource, Reading
 from alignment.stages.preference_shard import ShardRequest
 from alignment.stages.stage import SourceFile
@@ -117,7 +117,8 @@ def _places(source: PreferencePart, seed: int) -> dict[str, Part]:
         pinned = pin_hub(source)
         name, request = safe(str(pinned.split)), ShardRequest(hub=pinned, seed=drawn, reading=reading)
         return {part_name(name, part, parts): Part(part, parts, whole=request) for part in range(parts)}
-    urls = expand_all(source.files or [], "preferences")
+    with named_in("preferences.files"):
+        urls = expand_all(source.files or [], "preferences")
     if not urls:
         raise BadInput("names no file", field="preferences.files")
     return {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.data.templates import ends_answers
 from alignment.digest import canonical_json, json_digest
-from alignment.errors import BadInput, first_few
+from alignment.errors import BadInput, first_few, no_such
 from alignment.models.code import code_digests, loading, refusal, refuse_code, refuse_kernels
 from alignment.models.ends import end_ids, eos_of_tokenizer, stop_strings
 from alignment.models.quantised import Quantisation, loading_quantised, settle
@@ -53,7 +53,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     try:
         config = json_of(path, path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        there = "no config.json: not a checkpoint folder" if Path(folder).is_dir() else "no such folder"
+        there = "no config.json: not a checkpoint folder" if Path(folder).is_dir() else no_such("folder", folder)
         raise BadInput(there, file=str(folder)) from None
     except IsADirectoryError:
         raise BadInput("is a folder, not a file", file=str(path)) from None

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import BadInput
+from alignment.errors import BadInput, no_such
 from alignment.models.checkpoint import CONFIG_FILE
 from alignment.models.code import loading
 
@@ -29,7 +29,7 @@ def is_gguf(path: str | Path) -> bool:
 def check_gguf(path: Path) -> None:
     """Raises `BadInput` where there is no such file, it is none of GGUF's, or what reads it is not installed."""
     if not path.is_file():
-        raise BadInput("no such file", file=str(path))
+        raise BadInput(no_such("file", path), file=str(path))
     with path.open("rb") as stream:
         if stream.read(len(MAGIC)) != MAGIC:
             raise BadInput("does not begin as a GGUF file does", file=str(path))

@@ -15,7 +15,7 @@ import fsspec
 
 from alignment.data.embedded import embedded
 from alignment.data.hub import HubUnreachable, ask_hub, asking_hub
-from alignment.errors import BadInput
+from alignment.errors import BadInput, named_in, no_such
 from alignment.models.checkpoint import (
     CHAT_TEMPLATE_FILE,
     CONFIG_FILE,
@@ -62,35 +62,39 @@ class ModelPin(Request):
         return {"path": files[0].url.rsplit("/", 1)[0], "files": len(files)} if files else {}
 
 
-def pin_model(source: ModelSource) -> ModelPin:
+def pin_model(source: ModelSource, field: str = "base_model") -> ModelPin:
     """What a recipe's model source stands for now. Reads every byte of a local folder or GGUF file; downloads nothing.
 
-    Raises `BadInput` for a folder or hub id that holds no usable model.
+    Raises `BadInput` for a folder or hub id that holds no usable model; `field` is the recipe's that names the model.
     """
-    template, runs_code = chat_template_text(source.chat_template), source.run_code_of_model
+    template = chat_template_text(source.chat_template, f"{field}.chat_template")
+    runs_code = source.run_code_of_model
     if source.embedded is not None:
         return ModelPin(embedded=source.embedded, chat_template=template)
     if source.hub is not None:
-        commit = _hub_commit(source.hub, source.revision)
+        commit = _hub_commit(source.hub, source.revision, f"{field}.hub")
         return ModelPin(hub=source.hub, revision=commit, chat_template=template, runs_code=runs_code)
     from alignment.data.files import pin_file
 
     assert source.path is not None
-    if is_gguf(source.path):
-        check_gguf(file := Path(source.path).expanduser().resolve())
-        return ModelPin(files=[pin_file(str(file))], chat_template=template)
-    files = [pin_file(str(path)) for path in checkpoint_files(Path(source.path), runs_code)]
-    return ModelPin(files=files, chat_template=template, runs_code=runs_code)
+    path, is_file = Path(source.path).expanduser().resolve(), is_gguf(source.path)
+    with named_in(f"{field}.path"):
+        check_gguf(path) if is_file else weight_files(path)
+    # an error inside a file of the model names that file alone
+    files = [pin_file(str(file)) for file in ([path] if is_file else checkpoint_files(path, runs_code))]
+    return ModelPin(files=files, chat_template=template, runs_code=runs_code and not is_file)
 
 
-def chat_template_text(given: str | None) -> str | None:
-    """A template given as text, or read from a path that ends in .jinja."""
+def chat_template_text(given: str | None, field: str = "chat_template") -> str | None:
+    """A template given as text, or read from a path that ends in .jinja; errors name the field that gives it."""
     if given is None or not given.endswith(".jinja"):
         return given
     try:
         return Path(given).expanduser().read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(no_such("file", given), file=given, field=field) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"the chat template cannot be read: {error}", file=given, field="chat_template") from error
+        raise BadInput(f"the chat template cannot be read: {error}", file=given, field=field) from error
 
 
 def checkpoint_files(folder: Path, runs_code: bool = False) -> list[Path]:
@@ -169,7 +173,7 @@ def _copy(file: SourceFile, target: Path) -> None:
         raise BadInput("has changed since it was pinned: pin the model again", file=file.url)
 
 
-def _hub_commit(name: str, revision: str | None) -> str:
+def _hub_commit(name: str, revision: str | None, field: str) -> str:
     if revision is not None and len(revision) == FULL_COMMIT and all(c in "0123456789abcdef" for c in revision):
         return revision
     from huggingface_hub import HfApi
@@ -181,11 +185,9 @@ def _hub_commit(name: str, revision: str | None) -> str:
     except HubUnreachable:
         raise
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        raise BadInput(
-            f"{where} cannot be found on the hub: {error}".splitlines()[0], field="base_model.hub"
-        ) from error
+        raise BadInput(f"{where} cannot be found on the hub: {error}".splitlines()[0], field=field) from error
     if not commit:
-        raise BadInput(f"{where}: the hub names no commit", field="base_model.hub")
+        raise BadInput(f"{where}: the hub names no commit", field=field)
     return commit
 
 
@@ -222,7 +224,7 @@ def fetch_tokenizer(source: ModelSource, scratch: Path) -> Path:
         return scratch
     if source.path is not None:
         if not Path(source.path).is_dir():
-            raise BadInput("no such folder", file=source.path)
+            raise BadInput(no_such("folder", source.path), file=source.path)
         return Path(source.path)
     if source.embedded is not None:
         embedded(source.embedded).build_model(scratch, 0)

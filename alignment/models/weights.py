@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from alignment.errors import BadInput
+from alignment.errors import BadInput, no_such
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -73,8 +73,8 @@ def weight_files(folder: Path) -> list[Path]:
     index names a shard that is not there.
     """
     if not folder.is_dir():
-        told = "is a file; a model is a folder with config.json" if folder.exists() else "no such model folder"
-        raise BadInput(told, file=str(folder))
+        is_file = "is a file; a model is a folder with config.json"
+        raise BadInput(is_file if folder.exists() else no_such("model folder", folder), file=str(folder))
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
     if (folder / INDEX_FILE).is_file():

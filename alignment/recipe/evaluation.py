@@ -328,6 +328,11 @@ class Evals(Section):
         return self
 
 
+def section_of(name: str, suite: Suite) -> str:
+    """The section of a recipe that has the settings of a suite."""
+    return f"evals.lm_eval.{name}" if isinstance(suite, LmEvalTask) else f"evals.{name}"
+
+
 class JudgePrice(Section):
     """What a judge costs, in USD per million tokens."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from alignment.errors import BadInput, did_you_mean
+from alignment.errors import BadInput, did_you_mean, no_such
 from alignment.methods import METHOD, METHODS
 from alignment.recipe.faults import fault
 from alignment.recipe.recipe import Recipe
@@ -102,7 +102,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise BadInput(f"no such {what}", file=str(path)) from None
+        raise BadInput(no_such(what, path), file=str(path)) from None
     except IsADirectoryError:
         raise BadInput(f"is a folder, not a {what}", file=str(path)) from None
     except (OSError, UnicodeDecodeError) as error:

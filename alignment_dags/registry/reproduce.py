@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import BadInput, did_you_mean, first_few
+from alignment.errors import BadInput, did_you_mean, first_few, no_such
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Commit, Store
 from alignment_dags.nights.worth import price_of
@@ -82,7 +82,7 @@ def figures_of(recipe: Recipe, path: Path, published: Path | None, model: str | 
             raise BadInput("goes with --published, or with evals.baselines in the recipe", field="--model")
         return []
     if published is not None and not published.is_file():
-        raise BadInput("no such file", file=str(published), field="--published")
+        raise BadInput(no_such("file", published), file=str(published), field="--published")
     known = read_baselines(file)
     mine = [figure for figure in known if figure.model == (model or recipe.name)]
     if not mine and (model is not None or published is not None):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from alignment.errors import BadInput, first_few
+from alignment.errors import BadInput, first_few, no_such
 from eval.gate.compare import MetricComparison
 from eval.gate.metrics import headline, title_of, unit_of
 
@@ -64,6 +64,8 @@ def read_baselines(path: str | Path) -> list[PublishedFigure]:
             if twice := next((name for name in COLUMNS if names.count(name) > 1), None):
                 raise BadInput("this column appears twice", file=file, field=twice)
             return [_figure(record, file, row) for row, record in enumerate(reader, start=2)]
+    except FileNotFoundError:
+        raise BadInput(no_such("file", file), file=file, field="evals.baselines") from None
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}", file=file, field="evals.baselines") from error
     except (UnicodeDecodeError, csv.Error) as error:

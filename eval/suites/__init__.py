@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from alignment.errors import BadInput
-from alignment.recipe.evaluation import Evals
+from alignment.errors import BadInput, named_in
+from alignment.recipe.evaluation import Evals, section_of
 from alignment.stages.stage import SourceFile
 from eval.suites.catalogue import ALPACA_EVAL, ARENA_HARD, GSM8K, HARMLESS, IFEVAL, MT_BENCH
 from eval.suites.ifbench import IFBENCH
@@ -34,8 +34,11 @@ def suite_named(name: str, tasks: Sequence[SourceFile] = ()) -> Suite:
 def suite_of(evals: Evals, name: str) -> Suite:
     """The suite of that name in a recipe's `evals`, read from its folder of own tasks (`include_path`) where it names
     one."""
-    folder = getattr(evals.selected()[name], "include_path", None)
-    return suite_named(name, pin_tasks(folder) if folder else ())
+    suite = evals.selected()[name]
+    folder = getattr(suite, "include_path", None)
+    with named_in(f"{section_of(name, suite)}.include_path"):
+        tasks = pin_tasks(folder) if folder else ()
+    return suite_named(name, tasks)
 
 
 __all__ = [

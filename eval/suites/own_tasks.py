@@ -16,7 +16,7 @@ from typing import Any
 
 from alignment.data.files import pin_file
 from alignment.data.readers import open_seekable
-from alignment.errors import BadInput, first_few
+from alignment.errors import BadInput, first_few, no_such
 from alignment.stages.stage import SourceFile
 from eval.suites.lm_eval_tasks import index_folder, quiet, suite_of_entry
 from eval.suites.suite import Suite
@@ -29,7 +29,8 @@ def pin_tasks(folder: str) -> tuple[SourceFile, ...]:
     """The folder's task files, in the order of their names; raises `BadInput` for a folder without a YAML file."""
     place = Path(folder).expanduser()
     if not place.is_dir():
-        raise BadInput("no such folder" if not place.exists() else "is a file, not a folder of tasks", file=folder)
+        is_file = "is a file, not a folder of tasks"
+        raise BadInput(is_file if place.exists() else no_such("folder", folder), file=folder)
     files = sorted(
         path
         for path in place.rglob("*")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignment.digest import canonical_json, lines_digest
-from alignment.errors import BadInput
+from alignment.errors import BadInput, no_such
 from eval.statistics import Mean, clustered_mean
 
 SAMPLES_FILE = "samples.parquet"
@@ -76,7 +76,7 @@ def read_samples(path: str | Path) -> list[Sample]:
             raise BadInput("this column appears twice", file=str(path), field=twice[0])
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise BadInput("no such file", file=str(path)) from None
+        raise BadInput(no_such("file", path), file=str(path)) from None
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise BadInput(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
     absent = [name for name in SCHEMA.names if name not in table.column_names]

@@ -122,7 +122,9 @@ def test_no_error_of_reading_shows_a_query_or_stems_from_an_error_that_does(buck
 
 def test_two_files_that_a_query_alone_tells_apart_are_refused_by_name(bucket: str) -> None:
     urls = [f"{bucket}/a.jsonl?signature={SECRET}&part={part}" for part in (1, 2)]
-    with pytest.raises(BadInput, match=r"a\.jsonl: is given twice, with two queries") as refused:
+    with pytest.raises(
+        BadInput, match=r"a\.jsonl, field 'preferences\.files': is given twice, with two queries"
+    ) as refused:
         shards_of(PreferenceSource(files=urls))
     assert "s3cr" not in str(refused.value)
     assert list(shards_of(PreferenceSource(files=[urls[0], urls[0]]))) == ["a"]

@@ -6,7 +6,21 @@ import re
 import time
 from pathlib import Path
 
-from alignment.errors import LONGEST, BadInput, be, causes, chain, counted, did_you_mean, first_few, one_line
+import pytest
+
+from alignment.errors import (
+    LONGEST,
+    BadInput,
+    be,
+    causes,
+    chain,
+    counted,
+    did_you_mean,
+    first_few,
+    named_in,
+    no_such,
+    one_line,
+)
 
 
 def test_a_short_list_is_named_whole() -> None:
@@ -24,6 +38,50 @@ def test_a_text_that_was_pasted_in_place_of_a_name_is_compared_with_nothing() ->
     assert did_you_mean("x" * 1_000_000, ["x" * 90_000, "small"]) == ""
     assert time.process_time() - began < 1
     assert did_you_mean("smal", ["small", "large"]) == "; did you mean small?"
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ("my_pair.jsonl", "no such file; did you mean my_pairs.jsonl?"),
+        ("my_pairs.json", "no such file; did you mean my_pairs.jsonl?"),
+        ("my_modle/", "no such file; did you mean my_model?"),
+        ("chats.jsonl", "no such file"),  # alike by the suffix alone
+        ("none/my_pair.jsonl", "no such file"),
+    ],
+)
+def test_a_missing_path_is_told_with_the_similar_name_in_its_folder(missing: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "my_pairs.jsonl").touch()
+    (tmp_path / ".my_pair.jsonl.part").touch()
+    (tmp_path / "my_model").mkdir()
+    assert no_such("file", f"{tmp_path}/{missing}") == told
+
+
+def test_no_folder_is_listed_for_a_url_or_without_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        listed.append(folder)
+        raise PermissionError
+
+    listed: list[Path] = []
+    monkeypatch.setattr("alignment.errors.os.scandir", refuse)
+    assert no_such("file", "s3://bucket/pairs.jsonl") == no_such("file", "zip::s3://a/b.zip") == "no such file"
+    assert listed == []
+    assert no_such("file", tmp_path / "pairs.jsonl") == "no such file" and listed == [tmp_path]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (BadInput("no such file", file="a"), "a, field 'preferences.files': no such file"),
+        (BadInput("is empty", file="a", row=3), "a, row 3: is empty"),
+        (BadInput("is empty", file="a", field="b"), "a, field 'b': is empty"),
+        (BadInput("no licence", field=None), "no licence"),
+    ],
+)
+def test_a_field_is_added_to_an_error_that_names_a_path_alone(error: BadInput, told: str) -> None:
+    with pytest.raises(BadInput) as raised, named_in("preferences.files"):
+        raise error
+    assert str(raised.value) == told
 
 
 def test_a_noun_and_its_verb_follow_the_number() -> None:

@@ -70,7 +70,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
         (["compare", "none.parquet", "none.parquet"], "none.parquet"),
         (["report", "none.yaml"], "none.yaml: no such recipe"),
         (["lineage", "--row", " "], "field '--row': no row is named"),
-        (["backfill", "none.yaml", "--shards", " ,,"], "field '--shards': no shard is named"),
+        (["backfill", "quickstart", "--shards", " ,,"], "field '--shards': no shard is named"),
         (["nights", "none.yaml", "--last", "99999999999999999999"], "--last"),
         (["reference", "--model", "m", "--pairs", "p", "--out", "o", "--max-length", "0"], "--max-length"),
         (["recipes", "schema", "--out", "/proc"], "/proc, field '--out': cannot be written"),

@@ -57,6 +57,10 @@ def test_a_recipe_is_found_by_its_name_wherever_it_is_in_use(tmp_path: Path, mon
         recipe_file(Path("mnie"))
     with pytest.raises(BadInput, match=r"recipes are mine$"):
         recipe_file(Path("quickstart"))
+    with pytest.raises(BadInput, match=r"^mnie\.yaml: no such recipe; did you mean mine\?$"):
+        recipe_file(Path("mnie.yaml"))
+    with pytest.raises(BadInput, match=r"othr\.yaml: no such recipe; did you mean other\.yaml\?$"):
+        load_recipe(recipe_file(tmp_path / "othr.yaml"))
 
 
 def test_recipe_names_complete_by_tab(tmp_path: Path) -> None:
@@ -222,6 +226,45 @@ def test_a_check_names_the_key_of_what_is_not_there(
     assert out == "" and error.startswith(f"error: {path}, ") and told in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("more", "beside", "told"),
+    [
+        (
+            {"preferences": {"files": ["{0}/my_pair.jsonl"]}},
+            "my_pairs.jsonl",
+            "{0}/my_pair.jsonl, field 'preferences.files': no such file; did you mean my_pairs.jsonl?",
+        ),
+        (
+            {"preferences": {"files": ["{0}/my_pair*.json"]}},
+            "my_pairs.jsonl",
+            "{0}/my_pair*.json, field 'preferences.files': matches no file",
+        ),
+        (
+            {"sft": {"dataset": {"files": ["{0}/my_chat.jsonl"]}, "max_length": 256}},
+            "my_chats.jsonl",
+            "{0}/my_chat.jsonl, field 'sft.dataset.files': no such file; did you mean my_chats.jsonl?",
+        ),
+        (
+            {"base_model": {"path": "{0}/my_modle"}},
+            "my_model",
+            "{0}/r.yaml, field 'base_model.path': {0}/my_modle: no such folder; did you mean my_model?",
+        ),
+        (
+            {"sft": {"adopt": {"path": "{0}/my_modle"}}},
+            "my_model",
+            "{0}/r.yaml, field 'sft.adopt.path': {0}/my_modle: no such folder; did you mean my_model?",
+        ),
+    ],
+)
+def test_a_plan_names_the_key_of_a_missing_path_and_what_lies_beside_it(
+    more: dict[str, Any], beside: str, told: str, tmp_path: Path, align: Align
+) -> None:
+    (tmp_path / beside).touch()
+    path = write(tmp_path / "r.yaml", **json.loads(json.dumps(more).replace("{0}", str(tmp_path))))
+    code, _, error = align("plan", str(path))
+    assert code == 2 and error == f"error: {told.replace('{0}', str(tmp_path))}\n"
+
+
 def test_files_of_the_suites_that_are_not_there_yet_are_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,7 +272,7 @@ def test_files_of_the_suites_that_are_not_there_yet_are_noted(
 
     path = write(tmp_path / "r.yaml", evals={"ifeval": {"data": "no/input_data.jsonl"}})
     recipes_check([path])
-    assert capsys.readouterr().err == f"note: {path}: evals: not there yet: no/input_data.jsonl\n"
+    assert capsys.readouterr().err == f"note: {path}: evals.ifeval.data: not there yet: no/input_data.jsonl\n"
 
 
 # A first recipe.

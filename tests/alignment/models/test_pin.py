@@ -18,6 +18,29 @@ from alignment.store import Store
 Make = Callable[..., Path]
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"path": "my_modle"}, "my_modle, field 'generate.weak.path': no such model folder; did you mean my_model?"),
+        ({"path": "modle.gguf"}, "modle.gguf, field 'generate.weak.path': no such file; did you mean model.gguf?"),
+        (
+            {"embedded": "micro", "chat_template": "chta.jinja"},
+            "chta.jinja, field 'generate.weak.chat_template': no such file; did you mean chat.jinja?",
+        ),
+    ],
+)
+def test_what_is_missing_of_a_model_is_told_with_its_field_and_a_similar_name(
+    more: dict[str, str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_model").mkdir()
+    for name in ("model.gguf", "chat.jinja"):
+        Path(name).touch()
+    with pytest.raises(BadInput) as refused:
+        pin_model(ModelSource(**more), "generate.weak")  # type: ignore[arg-type]
+    assert str(refused.value).removeprefix(f"{tmp_path}/") == told
+
+
 def test_a_folder_is_pinned_by_content_and_written_out_the_same(checkpoint: Make, tmp_path: Path) -> None:
     folder = checkpoint(max_shard_size="4KB")
     (folder / "README.md").write_text("left alone")

@@ -18,6 +18,7 @@ from alignment_dags.nights.decide import GRACE
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.tick import tick
+from alignment_dags.recipes import remember
 from alignment_dags.run.launch import NO_RETRY, Progress, execute
 from alignment_dags.run.upgrade import ACCEPT
 from alignment_dags.run.workers import apply_pools, end_dead_runs, process_tags
@@ -43,6 +44,7 @@ def hold_night(path: Path, say: Callable[[str], None]) -> Night:
     if recipe.schedule is None:
         problem = f"has no schedule, so no nights; `align run {path}` brings it up to date"
         raise BadInput(problem, file=str(path), field="schedule")
+    remember(path, recipe)
     book, now = NightBook(workspace.store, recipe.name), datetime.now(UTC)
     with dagster_instance() as instance:
         _refuse_a_daemon(instance)

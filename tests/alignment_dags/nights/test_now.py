@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+import typer
 import yaml
 from dagster._daemon.types import DaemonHeartbeat
 
 from alignment.errors import BadInput
+from alignment_dags.cli.run import night
 from alignment_dags.nights import now as module
 from alignment_dags.nights.now import hold_night
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.tick import Ticked
+from alignment_dags.recipes import recipe_names
 from alignment_dags.run.upgrade import ACCEPT
 from resources.home import ensure_home
 from resources.store import ArtifactStore
@@ -62,3 +66,20 @@ def test_a_night_that_waits_for_an_acceptance_stays_open_and_says_so_and_is_carr
             hold_night(path, said.append)
     assert nights() == ["waiting"]
     assert said[0].startswith("waits for") and said[1].endswith("is open, and is carried out first")
+    assert recipe_names()["small"].resolve() == path.resolve(), "commands find it by its name from now on"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"), [("passed", 0), ("skipped", 0), ("slept", 0), ("gated", 1), ("failed", 1), ("missed", 1)]
+)
+def test_a_night_that_sleeps_or_has_nothing_to_do_is_no_failure(
+    outcome: str, code: int, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "hold_night", lambda *_: None)
+    monkeypatch.setattr(
+        "alignment_dags.nights.records.latest_nights", lambda *_: {"recipe": "small", "nights": [{"outcome": outcome}]}
+    )
+    path = write(tmp_path / "small.yaml", schedule={"cron": "0 2 * * *"})
+    with pytest.raises(typer.Exit) if code else nullcontext() as ended:
+        night(path, as_json=True)
+    assert ended is None or ended.value.exit_code == code

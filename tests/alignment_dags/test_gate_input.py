@@ -21,7 +21,7 @@ from resources.store import ArtifactStore
             r"gate\.metrics\.mmlu/acc.*the recipe runs no such suite",
         ),
         ({"gate": "default"}, r"'gate': `default` needs a suite"),
-        ({"evals": {"baselines": "nowhere.csv"}}, r"nowhere\.csv.*cannot be read"),
+        ({"evals": {"baselines": "nowhere.csv"}}, r"nowhere\.csv.*no such file"),
     ],
 )
 def test_a_run_refuses_it_before_it_starts(changes: dict[str, Any], told: str, tmp_path: Path) -> None:

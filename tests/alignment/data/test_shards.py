@@ -165,7 +165,10 @@ def test_a_folder_with_dataset_info_gives_the_files_that_it_calls_preferences(tm
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[broken", r"dataset_info\.json: not readable as JSON: .*; mend it or move it elsewhere"),
+        (
+            "[broken",
+            r"dataset_info\.json, field 'preferences\.files': not readable as JSON: .*; mend it or move it elsewhere",
+        ),
         ('{"x": {"file_name": [], "ranking": true}}', r"dataset_info\.json, field 'x\.file_name': must be a text"),
         ('{"x": {"file_name": "a.json", "columns": 3}}', r"field 'x\.columns': must be a mapping of names to names"),
         ('{"x": {"file_name": "a.json", "tags": "role"}}', r"field 'x\.tags': must be a mapping of names to names"),

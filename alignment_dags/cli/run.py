@@ -213,7 +213,7 @@ def plan(
     from datetime import date
 
     from alignment.recipe import load_recipe
-    from alignment_dags.check import check_models
+    from alignment_dags.check import check_models, missing_eval_files
     from alignment_dags.planner.forecast import forecast
     from alignment_dags.run.upgrade import moved_stages
     from alignment_dags.run.workspace import Workspace
@@ -233,7 +233,7 @@ def plan(
         workspace = Workspace(known, load_pools())
         stages = forecast(workspace, config, rows)
         too_large = [expected.stage for expected in stages if expected.fits is False and expected.to_make != 0]
-        warnings = [warning for warning in [retirement(known.judge, date.today())] if warning is not None]
+        warnings = [*missing_eval_files(known), *filter(None, [retirement(known.judge, date.today())])]
         return {
             "stages": [asdict(expected) for expected in stages],
             "too_large": too_large,

@@ -32,3 +32,22 @@ def test_a_run_refuses_it_before_it_starts(changes: dict[str, Any], told: str, t
     with pytest.raises(BadInput, match=told):
         run_recipe(path, print)
     assert list(ArtifactStore().open().commits("base_model")) == []
+
+
+def test_a_suite_whose_file_is_not_there_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    """It is read last, when days of training may be over, and may have come by then: so nothing is refused."""
+    embedded, data = {"embedded": "micro"}, tmp_path / "questions.jsonl"
+    (tmp_path / "question.jsonl").touch()
+    plain = {
+        "name": "r",
+        "base_model": embedded,
+        "sft": {"dataset": embedded},
+        "evals": {"ifeval": {"data": str(data)}},
+    }
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(plain | {"preferences": {"files": ["nowhere.jsonl"]}}), encoding="utf-8")
+    said: list[str] = []
+    with pytest.raises(BadInput, match="field 'preferences.files'"):
+        run_recipe(path, said.append)
+    told = f"warning: evals.ifeval.data: not there yet: {data}; did you mean question.jsonl?"
+    assert said == [f"{told}; the run ends there if it does not come"]

@@ -47,7 +47,7 @@ def test_a_suite_whose_file_is_not_there_is_said_before_anything_is_trained(tmp_
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(plain | {"preferences": {"files": ["nowhere.jsonl"]}}), encoding="utf-8")
     said: list[str] = []
-    with pytest.raises(BadInput, match="field 'preferences.files'"):
+    with pytest.raises(BadInput, match=r"field 'preferences\.files'"):
         run_recipe(path, said.append)
     told = f"warning: evals.ifeval.data: not there yet: {data}; did you mean question.jsonl?"
     assert said == [f"{told}; the run ends there if it does not come"]

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from alignment.data.rows import is_held_out, read_rows
+from alignment.progress import CURVES
 from alignment.recipe import Recipe, load_recipe
 from alignment.stages.candidates import CandidatesSummary, parts_of, read_candidates
 from alignment.stages.stage import PolicySummary
@@ -109,16 +110,20 @@ def test_rounds_that_are_killed_while_they_sample_and_while_they_train_end_at_th
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "killed" / "dagster"))
     store = ArtifactStore().open()
 
+    def wait_for_work(run: Run, kind: str, name: str) -> None:
+        """Returns once a work folder has such a file: of lines that move, a log gets few."""
+        while not list(Path(store.path("work", kind)).glob(f"*/{name}")):
+            assert run.process.poll() is None, "".join(run.lines)
+            time.sleep(0.02)
+
     sampling = Run(align_command, path)
-    parts = Path(store.path("work", "candidates"))
-    while not list(parts.glob("*/part-*.jsonl")):
-        assert sampling.process.poll() is None, "".join(sampling.lines)
-        time.sleep(0.02)
+    wait_for_work(sampling, "candidates", "part-*.jsonl")
     os.killpg(sampling.process.pid, signal.SIGKILL)
     sampling.end()
 
     training = Run(align_command, path)
-    training.wait_for(r"round_2/policy_checkpoint: step 1/")
+    training.wait_for(r"round_2/policy_checkpoint …")
+    wait_for_work(training, "policy_checkpoint", str(CURVES))
     os.killpg(training.process.pid, signal.SIGKILL)
     training.end()
 

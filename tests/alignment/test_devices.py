@@ -110,7 +110,8 @@ def test_who_waits_for_two_is_not_passed_by_one_who_wants_one(taker: Callable[..
     first.kill()
     assert both.line() == ["GPU-a", "GPU-b"]
     both.kill()
-    assert late.line() == held == ["GPU-a"]
+    assert held == ["GPU-a"]
+    assert late.line() in (["GPU-a"], ["GPU-b"]), "whichever the kernel frees first"
 
 
 def _is_locked(path: Path) -> bool:

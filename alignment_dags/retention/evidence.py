@@ -1,8 +1,8 @@
 """`align prefs evidence`: whether a model that was trained without withdrawn rows behaves as if it had seen them.
 
 A model that was trained on a pair prefers its chosen side by more than that of a pair which it never saw. So the
-margins of the withdrawn rows under the new policy are compared with those of matched held-out pairs, which it never saw
-either; and, where the policy before is still there, with what they were under it.
+margins of the withdrawn rows under the new policy are compared with those of matched held-out pairs of the same source,
+which it never saw either; and, where the policy before is still there, with what they were under it.
 
 It is measured between the retraining and `align gc`, while the text is still there to be read. What is kept are means
 and intervals: no text, no token ids, no row ids, and no number of a single row unless there is only one. Nothing goes
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,11 +24,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from alignment.data.manifest import SPLIT_FILE
 from alignment.data.rows import ROWS_FILE, PreferenceRow, row_of
+from alignment.data.shards import source_of
 from alignment.data.withdrawal import read_withdrawn, tombstone
 from alignment.errors import BadInput, MissingArtifact
 from alignment.models.quantised import Quantisation
 from alignment.recipe import Recipe, load_recipe
+from alignment.recipe.data import PreferenceSource
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy import ROWS_FILE as TRAINED_FILE
 from alignment.stages.policy import DpoRequest
@@ -38,28 +41,32 @@ from alignment.store.store import readable_commits
 from alignment.training.held_out_pairs import HeldOutPair
 from alignment_dags.retention.text import SHARD
 from eval.gate.held_out import read_held_out
+from eval.gate.metrics import Unit
 from eval.statistics import clustered_mean, mean_interval
 from resources.home import ensure_home
 from resources.store import ArtifactStore
 
 FOLDER = "evidence"
+NATS = Unit(1.0, 3, "nats", "")
 REPORT, REGISTERED = "evaluation_report", "registered_model"
 
 
 @dataclass(frozen=True)
 class Measured:
     """A pair under a policy: its margin in nats (the implicit reward of the chosen side minus the rejected side's), and
-    what it is matched by: the start checkpoint's margin, and the tokens of both sides."""
+    what it is matched by: the start checkpoint's margin, the tokens of both sides, and the recipe's source that it is
+    of (empty where that is not known, and for a recipe with one source)."""
 
     margin: float
     ref_margin: float
     tokens: int
+    source: str = ""
 
 
 class Trace(BaseModel):
     """Mean margins of `rows` withdrawn rows and of their matches under one policy, and the difference with its 95 %
-    interval (None for fewer than two matches). `rank` is the mean share of all unseen pairs with a lower margin: about
-    a half for rows that are like them."""
+    interval (None for fewer than two matches). `rank` is the mean share of the unseen pairs of a row's source with a
+    lower margin: about a half for rows that are like them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,49 +97,62 @@ class Evidence(BaseModel):
         """In one line."""
         then = "" if self.before is None else f"; under the policy before {_told(self.before)}"
         return (
-            f"{self.after.rows} withdrawn rows, on {self.at[:10]}: margin {self.after.margin:+.3f} nats, and"
-            f" {self.after.matched_margin:+.3f} of matched pairs that it never saw: {_told(self.after)}{then}"
+            f"{self.after.rows} withdrawn rows, on {self.at[:10]}: margin {_nats(self.after.margin)} nats, and"
+            f" {_nats(self.after.matched_margin)} of matched pairs that it never saw: {_told(self.after)}{then}"
         )
+
+
+def _nats(value: float) -> str:
+    return NATS.format(value, "+")
 
 
 def _told(trace: Trace) -> str:
     interval = "too few for an interval"
-    if trace.low is not None:
-        interval = f"95 % interval {trace.low:+.3f} to {trace.high:+.3f}"
-    return f"difference {trace.difference:+.3f} ({interval}), rank {trace.rank:.2f}"
+    if trace.low is not None and trace.high is not None:
+        interval = f"95 % interval {_nats(trace.low)} to {_nats(trace.high)}"
+    return f"difference {_nats(trace.difference)} ({interval}), rank {trace.rank:.2f}"
 
 
 def trace(withdrawn: Sequence[Measured], unseen: Sequence[Measured]) -> Trace:
-    """The withdrawn rows beside unseen ones: each is matched with the unseen pair that is nearest by the start
-    checkpoint's margin and by length, both in standard deviations of the unseen pairs. Raises `ValueError` without
-    rows on either side.
+    """The withdrawn rows beside unseen ones: each is matched with the unseen pair of its source that is nearest by the
+    start checkpoint's margin and by length, both in standard deviations of the unseen pairs. A row whose source has no
+    unseen pair is matched among all. Raises `ValueError` without rows on either side.
 
+    Sources may ask for opposite things, so that a pair of another source says nothing of what a row would be unseen.
     Withdrawn rows with the same match are one cluster.
     """
     if not withdrawn or not unseen:
         raise ValueError("nothing to compare")
     scales = [_deviation([one.ref_margin for one in unseen]), _deviation([math.log(one.tokens) for one in unseen])]
+    places = range(len(unseen))
+    by_source = {
+        source: [at for at in places if unseen[at].source == source] for source in {one.source for one in unseen}
+    }
+    peers = [by_source.get(row.source, places) for row in withdrawn]
 
     def distance(row: Measured, other: Measured) -> float:
         apart = (row.ref_margin - other.ref_margin, math.log(row.tokens / other.tokens))
         return sum((value / scale) ** 2 for value, scale in zip(apart, scales, strict=True))
 
-    matches = [min(range(len(unseen)), key=lambda place: distance(row, unseen[place])) for row in withdrawn]
-    differences = [row.margin - unseen[place].margin for row, place in zip(withdrawn, matches, strict=True)]
+    matches = [min(of, key=lambda at: distance(row, unseen[at])) for row, of in zip(withdrawn, peers, strict=True)]
+    differences = [row.margin - unseen[at].margin for row, at in zip(withdrawn, matches, strict=True)]
     interval = mean_interval(clustered_mean(differences, list(map(str, matches))))
-    below = [
-        sum((other.margin < row.margin) + 0.5 * (other.margin == row.margin) for other in unseen) for row in withdrawn
-    ]
+    ranks = [_rank(row.margin, [unseen[at].margin for at in of]) for row, of in zip(withdrawn, peers, strict=True)]
     return Trace(
         rows=len(withdrawn),
         matches=len(set(matches)),
         margin=_mean([row.margin for row in withdrawn]),
-        matched_margin=_mean([unseen[place].margin for place in matches]),
+        matched_margin=_mean([unseen[at].margin for at in matches]),
         difference=interval.mean.value,
         low=interval.low,
         high=interval.high,
-        rank=_mean(below) / len(unseen),
+        rank=_mean(ranks),
     )
+
+
+def _rank(value: float, others: Sequence[float]) -> float:
+    """The share of the others that are lower; of equal ones a half counts."""
+    return _mean([(other < value) + 0.5 * (other == value) for other in others])
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -168,13 +188,14 @@ def measure_evidence(path: Path) -> dict[str, Any]:
         raise BadInput(f"the current policy was trained on {len(still)} of the rows: `align run` first", file=str(path))
     before, known = _policy_before(store, recipe.name, policy, set(rows))
     chosen = [rows[row_id] for row_id in sorted(known)]
+    sources = _sources(store, recipe.preferences, before, known)
     evidence = Evidence(
         recipe=recipe.name,
         policy=policy.digest,
         policy_before=before.digest,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        after=_trace_under(store, recipe, policy, chosen),
-        before=_trace_or_none(store, recipe, before, chosen),
+        after=_trace_under(store, recipe, policy, chosen, sources),
+        before=_trace_or_none(store, recipe, before, chosen, sources),
     )
     store.replace(_path(store, policy.digest), evidence.model_dump_json(indent=1).encode())
     return about(evidence)
@@ -269,27 +290,51 @@ def _evaluated(store: Store, recipe: str) -> set[str]:
     return keys
 
 
-def _trace_or_none(store: Store, recipe: Recipe, policy: Commit, rows: list[PreferenceRow]) -> Trace | None:
+def _sources(store: Store, of: PreferenceSource, policy: Commit, rows: set[str]) -> dict[str, str]:
+    """Which source of a recipe each of the rows is of, by the manifests of a policy; a manifest may be gone."""
+    ids, found = pa.array(sorted(rows), pa.string()), dict[str, str]()
+    for trained in trainings_of(store.commit_of, policy):
+        manifest = trained.inputs.get("manifest")
+        if manifest is None:  # an average
+            continue
+        try:
+            with store.open(manifest, SPLIT_FILE) as stream:
+                split = pq.read_table(stream, columns=["row_id", "shard"])
+        except MissingArtifact:
+            continue
+        named = split.filter(pc.is_in(split["row_id"], value_set=ids)).to_pylist()
+        found |= {row["row_id"]: source_of(row["shard"], of) for row in named}
+    return found
+
+
+def _trace_or_none(
+    store: Store, recipe: Recipe, policy: Commit, rows: list[PreferenceRow], sources: Mapping[str, str]
+) -> Trace | None:
     try:
-        return _trace_under(store, recipe, policy, rows)
+        return _trace_under(store, recipe, policy, rows, sources)
     except (MissingArtifact, BadInput):  # its weights were erased, or nothing is to be matched with
         return None
 
 
-def _trace_under(store: Store, recipe: Recipe, policy: Commit, rows: list[PreferenceRow]) -> Trace:
+def _trace_under(
+    store: Store, recipe: Recipe, policy: Commit, rows: list[PreferenceRow], sources: Mapping[str, str]
+) -> Trace:
+    """`sources` has those of the rows."""
     held_out = read_held_out(store, policy.artifact)
     pairs = [pair for pair in held_out.pairs if isinstance(pair, HeldOutPair)] if held_out else []
     if not pairs:
         raise BadInput("the policy has no held-out pair that it never saw: give the recipe a held_out_fraction")
+    of_unseen = _sources(store, recipe.preferences, policy, {pair.row_id for pair in pairs})
     unseen = [
         Measured(
             margin=pair.chosen_ratio - pair.rejected_ratio,
             ref_margin=pair.ref_chosen_logp - pair.ref_rejected_logp,
             tokens=pair.chosen_tokens + pair.rejected_tokens,
+            source=of_unseen.get(pair.row_id, ""),
         )
         for pair in pairs
     ]
-    return trace(_measure(store, recipe, policy, rows), unseen)
+    return trace(_measure(store, recipe, policy, rows, sources), unseen)
 
 
 def bits_of_start(store: Store, policy: Commit, start: Commit) -> Quantisation | None:
@@ -302,7 +347,9 @@ def bits_of_start(store: Store, policy: Commit, start: Commit) -> Quantisation |
     return request.settings.quantise if scored else None
 
 
-def _measure(store: Store, recipe: Recipe, policy: Commit, rows: list[PreferenceRow]) -> list[Measured]:
+def _measure(
+    store: Store, recipe: Recipe, policy: Commit, rows: list[PreferenceRow], sources: Mapping[str, str]
+) -> list[Measured]:
     """The rows under a policy and under where its training started, whole models one after the other."""
     from alignment.data.tokens import Dropped, Tokenization
     from alignment.logprobs.scorer import free_memory, logps
@@ -314,8 +361,8 @@ def _measure(store: Store, recipe: Recipe, policy: Commit, rows: list[Preference
     tokens = Tokenization(
         load_tokenizer(folder, runs_code), recipe.tokens, max_positions(folder), end_ids(folder), embeddings(folder)
     )
-    pairs = [pair for pair in tokens.pairs(rows) if not isinstance(pair, Dropped)]
-    sequences = [side for pair in pairs for side in pair]
+    kept = [(row, pair) for row, pair in zip(rows, tokens.pairs(rows), strict=True) if not isinstance(pair, Dropped)]
+    sequences = [side for _, pair in kept for side in pair]
     found: list[list[float]] = []
     for checkpoint, quantise in ((policy, None), (start, bits_of_start(store, policy, start))):
         free_memory()
@@ -326,8 +373,13 @@ def _measure(store: Store, recipe: Recipe, policy: Commit, rows: list[Preference
         del model
     margins = [[values[place] - values[place + 1] for place in range(0, len(values), 2)] for values in found]
     return [
-        Measured(under_policy - under_start, under_start, sum(side.counted for side in pair))
-        for pair, under_policy, under_start in zip(pairs, *margins, strict=True)
+        Measured(
+            margin=under_policy - under_start,
+            ref_margin=under_start,
+            tokens=sum(side.counted for side in pair),
+            source=sources.get(row.row_id, ""),
+        )
+        for (row, pair), under_policy, under_start in zip(kept, *margins, strict=True)
     ]
 
 

@@ -26,6 +26,8 @@ from alignment_dags.retention.text import DATASET, DEMONSTRATIONS, SHARD
 from resources.store import ArtifactStore
 
 SFT_DATA, SAMPLED = "(SFT data)", "(sampled answers)"
+NAMED = 3
+"""Rows that are named one by one where other recipes use them too; `--json` names all."""
 
 
 def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dict[str, Any]:
@@ -118,7 +120,8 @@ def show_withdrawal(result: dict[str, Any]) -> None:
     for prompt, pairs in result["generated"].items():
         print(f"prompt {prompt}: the answers that were sampled to it, and {counted(len(pairs), 'pair')} made of them")
     for recipe, ids in result["also_in"].items():
-        print(f"still used by recipe {recipe}: {', '.join(ids)} (withdraw there too)")
+        named = ", ".join(ids) if len(ids) <= NAMED else f"{len(ids)} of them, such as {ids[0]}"
+        print(f"still used by recipe {recipe}: {named} (withdraw there too)")
     print(f"\nwithdrawn; `align run` builds {result['recipe']} without them, `align gc` then erases their text")
     print("between the two, `align prefs evidence` can compare them with rows that the new model never saw")
     for place in result["source"]:

@@ -142,7 +142,7 @@ def sweep_table(choice: Choice) -> dict[str, Any]:
         "called": choice.called,
         "metric": choice.metric,
         "unit": unit.name,
-        "sentence": choice.sentence,
+        "sentence": choice.sentence[:1].upper() + choice.sentence[1:],
         "confirmed": choice.confirmed,
         "suites": list(next(iter(choice.points.values())).means),
         "picture": b64encode(sweep_png(choice)).decode(),
@@ -154,7 +154,7 @@ def sweep_table(choice: Choice) -> dict[str, Any]:
                 "confirming": unit.format(point.confirming.difference, "+"),
                 "interval": interval(point.confirming),
                 "corrected": "not known" if point.corrected is None else probability(point.corrected),
-                "means": [f"{mean:.3g}" for mean in point.means.values()],
+                "means": [f"{mean:#.3g}" for mean in point.means.values()],
             }
             for name, point in choice.points.items()
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ import pytest
 from alignment.errors import BadInput
 from alignment.models.pin import pin_model
 from alignment.recipe import Dpo, ModelSource, TokenPolicy
+from alignment.recipe.data import NamedSource, PreferenceSource
 from alignment.stages import Result, Stage, execute
 from alignment.stages.base_model import BaseModelRequest
 from alignment.stages.policy import DpoRequest
 from alignment.store import Artifact, Commit, Ref, Store
-from alignment_dags.retention.evidence import Measured, _policy_before, bits_of_start, trace
+from alignment_dags.retention.evidence import Measured, _policy_before, _sources, bits_of_start, trace
 
 
 def drawn(rng: np.random.Generator, rows: int, shift: float = 0.0) -> list[Measured]:
@@ -47,6 +49,19 @@ def test_rows_that_left_a_trace_are_seen_and_rows_of_another_kind_are_matched() 
     found = trace(long, unseen)
     assert found.low is not None and found.high is not None and found.low < 0 < found.high, "long, and not remembered"
     assert found.rank > 0.6 and found.margin > 1.0, "beside all unseen pairs they would look remembered"
+
+
+def test_rows_are_matched_within_their_source_where_it_has_unseen_pairs() -> None:
+    """Pairs of a source that asks for the opposite have low margins: beside them every other row looks remembered."""
+    rng = np.random.default_rng(8)
+    asks = [replace(row, source="ask") for row in drawn(rng, 150)]
+    opposite = [replace(row, source="web") for row in drawn(rng, 150, shift=-3.0)]
+    rows = [replace(row, source="ask") for row in drawn(rng, 30)]
+    found = trace(rows, opposite + asks)
+    assert found.low is not None and found.high is not None and found.low < 0 < found.high
+    assert found.rank == pytest.approx(0.5, abs=0.12)
+    mixed = trace([replace(row, source="gone") for row in rows], opposite + asks)
+    assert mixed.low is not None and mixed.low > 0, "a source without unseen pairs is matched among all"
 
 
 def test_one_row_has_no_interval_and_no_rows_have_no_trace() -> None:
@@ -108,6 +123,28 @@ def trained(store: Store) -> Callable[..., Commit]:
         return policy
 
     return train
+
+
+def test_the_source_of_a_row_is_read_from_the_manifests_of_a_policy_and_of_those_before_it(
+    store: Store, made: Callable[..., Commit]
+) -> None:
+    def manifest(key: str, **shards: str) -> Artifact:
+        attempt = store.begin("preference_manifest", key)
+        table = pa.table({"row_id": list(shards), "shard": list(shards.values()), "split": ["train"] * len(shards)})
+        pq.write_table(table, attempt.path / "split.parquet")
+        environment, at = {"recipe": "r"}, "2026-01-01T00:00:00+00:00"
+        return store.commit(
+            attempt, digest=key, stage="preference_manifest", code_version=1, inputs={}, summary={},
+            environment=environment, started_at=at, seconds=1.0,
+        ).artifact  # fmt: skip
+
+    first = made("policy_checkpoint", "first", 0, inputs={"manifest": manifest("one", a="ask-day-1", b="web-day-1")})
+    inputs = {"manifest": manifest("two", c="ask", d="old-day"), "checkpoint": first.artifact}
+    policy = made("policy_checkpoint", "second", 1, inputs=inputs)
+    of = PreferenceSource(sources=tuple(NamedSource(name=name, files=[f"{name}.jsonl"]) for name in ("ask", "web")))
+    wanted = {"a", "b", "c", "d", "nowhere"}
+    assert _sources(store, of, policy, wanted) == {"a": "ask", "b": "web", "c": "ask", "d": ""}
+    assert _sources(store, PreferenceSource(files=["ask.jsonl"]), policy, {"a"}) == {"a": ""}, "there is one source"
 
 
 def test_the_policy_before_is_the_latest_that_was_over_when_the_current_one_began(

@@ -78,6 +78,7 @@ def request_of(recipe: Recipe, upstream: Upstream, manifest: Artifact, candidate
         manifest=manifest,
         known=known,
         max_rows=recipe.evals.new_rows.max_rows,
+        sources=tuple(source.name for source in recipe.preferences.sources),
         **scoring(recipe) | {"quantise": None},  # as its own held-out pairs were measured: the checkpoint as it is
     )
 

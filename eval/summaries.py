@@ -147,14 +147,26 @@ class RoundSummary(Summary):
         return "worse" if self.high is not None and self.high < 0 else "inconclusive"
 
 
+class SourceAccuracy(BaseModel):
+    """The champion on the `measured` new rows of one source, and on its own held-out pairs of that source (None where
+    it has none)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    measured: int
+    accuracy: float
+    held_out_accuracy: float | None = None
+
+
 class NewRowsSummary(Summary):
     """What `new_rows` says of the champion on rows that it never saw: `new` of them, of which `measured` were taken and
     not dropped by the token policy. Sequences that were `scored` went through the model, `cache_hits` did not.
 
     `accuracy` is the share of pairs whose chosen side has the higher implicit reward, `ranking_accuracy` the same by
     the champion's own log-prob and `start_ranking_accuracy` by the start checkpoint's. `held_out_accuracy` is the
-    champion's accuracy on the held-out pairs of its own training, and `drift` the accuracy minus that. Intervals are of
-    95 %. Without a measured row only the counts are set.
+    champion's accuracy on the held-out pairs of its own training, and `drift` the accuracy minus that. Of a recipe with
+    several sources it is that of the same sources, each with its share of the measured rows: `sources` has them one by
+    one. Intervals are of 95 %. Without a measured row only the counts are set.
     """
 
     new: int
@@ -172,3 +184,4 @@ class NewRowsSummary(Summary):
     drift: Number = None
     drift_low: Number = None
     drift_high: Number = None
+    sources: dict[str, SourceAccuracy] = Field(default_factory=dict)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
@@ -59,6 +60,20 @@ def read_manifest(folder: Path) -> Manifest:
 def open_split(folder: Path, manifest: Manifest) -> SplitFile:
     """The split of the manifest in a fetched artifact folder, to be read shard by shard in the manifest's order."""
     return SplitFile(folder, [shard.rows for shard in manifest.shards])
+
+
+def source_of(shard: str, sources: Collection[str]) -> str:
+    """The one of several named sources that a shard is of; empty if it is of none of them."""
+    lead = shard.partition("-")[0]  # a source's name has no hyphen, and leads its shards' names
+    return lead if lead in sources else ""
+
+
+def sources_of(split: Path | IO[bytes], rows: Collection[str], sources: Collection[str]) -> dict[str, str]:
+    """Which of several named sources each of the rows is of, by a manifest's split file; empty where it is of none of
+    them. A row that the split does not have is left out."""
+    table = pq.read_table(split, columns=["row_id", "shard"])
+    named = table.filter(pc.is_in(table["row_id"], value_set=pa.array(sorted(rows), pa.string())))
+    return {row["row_id"]: source_of(row["shard"], sources) for row in named.to_pylist()}
 
 
 # split.parquet is written and read a shard at a time: a manifest may have more rows than memory holds.

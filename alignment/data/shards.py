@@ -166,13 +166,6 @@ def mixes_of(source: PreferenceSource, shards: Mapping[str, Artifact], seed: int
     return tuple(mixes)
 
 
-def source_of(shard: str, source: PreferenceSource) -> str:
-    """The name of the one among several sources that a shard is of; empty where there is one source, or for a shard
-    that is of none of them now."""
-    lead = shard.partition("-")[0]
-    return lead if any(isinstance(part, NamedSource) and part.name == lead for part in source.parts) else ""
-
-
 def part_name(name: str, part: int, parts: int) -> str:
     """The name of a shard's part, counted from 0, within the longest name that a file system takes."""
     suffix = "" if parts == 1 else f"-{part + 1:05d}-of-{parts:05d}"

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,14 +25,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from alignment.data.manifest import SPLIT_FILE
+from alignment.data.manifest import SPLIT_FILE, sources_of
 from alignment.data.rows import ROWS_FILE, PreferenceRow, row_of
-from alignment.data.shards import source_of
 from alignment.data.withdrawal import read_withdrawn, tombstone
 from alignment.errors import BadInput, MissingArtifact
 from alignment.models.quantised import Quantisation
 from alignment.recipe import Recipe, load_recipe
-from alignment.recipe.data import PreferenceSource
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy import ROWS_FILE as TRAINED_FILE
 from alignment.stages.policy import DpoRequest
@@ -188,7 +187,7 @@ def measure_evidence(path: Path) -> dict[str, Any]:
         raise BadInput(f"the current policy was trained on {len(still)} of the rows: `align run` first", file=str(path))
     before, known = _policy_before(store, recipe.name, policy, set(rows))
     chosen = [rows[row_id] for row_id in sorted(known)]
-    sources = _sources(store, recipe.preferences, before, known)
+    sources = _sources(store, recipe, before, known)
     evidence = Evidence(
         recipe=recipe.name,
         policy=policy.digest,
@@ -290,20 +289,15 @@ def _evaluated(store: Store, recipe: str) -> set[str]:
     return keys
 
 
-def _sources(store: Store, of: PreferenceSource, policy: Commit, rows: set[str]) -> dict[str, str]:
-    """Which source of a recipe each of the rows is of, by the manifests of a policy; a manifest may be gone."""
-    ids, found = pa.array(sorted(rows), pa.string()), dict[str, str]()
+def _sources(store: Store, recipe: Recipe, policy: Commit, rows: Collection[str]) -> dict[str, str]:
+    """Which of a recipe's sources each of the rows is of, by the manifests of a policy; a manifest may be gone."""
+    names = [source.name for source in recipe.preferences.sources]
+    found: dict[str, str] = {}
     for trained in trainings_of(store.commit_of, policy):
         manifest = trained.inputs.get("manifest")
-        if manifest is None:  # an average
-            continue
-        try:
-            with store.open(manifest, SPLIT_FILE) as stream:
-                split = pq.read_table(stream, columns=["row_id", "shard"])
-        except MissingArtifact:
-            continue
-        named = split.filter(pc.is_in(split["row_id"], value_set=ids)).to_pylist()
-        found |= {row["row_id"]: source_of(row["shard"], of) for row in named}
+        if manifest is not None:  # an average has none
+            with suppress(MissingArtifact), store.open(manifest, SPLIT_FILE) as split:
+                found |= sources_of(split, rows, names)
     return found
 
 
@@ -324,7 +318,7 @@ def _trace_under(
     pairs = [pair for pair in held_out.pairs if isinstance(pair, HeldOutPair)] if held_out else []
     if not pairs:
         raise BadInput("the policy has no held-out pair that it never saw: give the recipe a held_out_fraction")
-    of_unseen = _sources(store, recipe.preferences, policy, {pair.row_id for pair in pairs})
+    of_unseen = _sources(store, recipe, policy, [pair.row_id for pair in pairs])
     unseen = [
         Measured(
             margin=pair.chosen_ratio - pair.rejected_ratio,

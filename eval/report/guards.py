@@ -223,9 +223,22 @@ def drift_of(summary: NewRowsSummary) -> list[Guard]:
         if summary.drift_low is None or summary.drift_high is None
         else f" (95 % interval {100 * summary.drift_low:+.1f} to {100 * summary.drift_high:+.1f} points)"
     )
+    of_sources = f" of the same sources{_told_sources(summary)}" if summary.sources else ""
     text = (
         f"the champion prefers the chosen side in {summary.accuracy:.1%} of {summary.measured:,} rows that it never"
-        f" saw, and in {summary.held_out_accuracy:.1%} of its own held-out pairs{interval}"
+        f" saw, and in {summary.held_out_accuracy:.1%} of its own held-out pairs{of_sources}{interval}"
     )
     advice = "; look at the new data: other prompts, other annotators, or flipped labels" if fell else ""
     return [Guard("drift", not fell, text + advice, {"drift": summary.drift, "measured": summary.measured})]
+
+
+def _told_sources(summary: NewRowsSummary) -> str:
+    """Each source's accuracy, where rows of several are new."""
+    if len(summary.sources) < 2:
+        return ""
+    told = [
+        f"{name} {one.accuracy:.1%} of {one.measured:,}"
+        + (", new" if one.held_out_accuracy is None else f", {one.held_out_accuracy:.1%} held out")
+        for name, one in summary.sources.items()
+    ]
+    return f" ({'; '.join(told)})"

@@ -7,16 +7,17 @@ that falls below the champion's own held-out accuracy says that the data has cha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.data.manifest import SPLIT_FILE, read_manifest
+from alignment.data.manifest import SPLIT_FILE, read_manifest, source_of, sources_of
 from alignment.data.rows import ROWS_FILE, SPLIT_AT, PreferenceRow, iter_rows, read_columns
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.reference import reference_pass
@@ -26,28 +27,35 @@ from alignment.models.runner import tf32_products
 from alignment.stages.reference_logprobs import Scoring, reference_and_cache
 from alignment.stages.stage import Context, Result, Stage
 from alignment.store import Artifact
-from alignment.training.held_out_pairs import HeldOutPair, HeldOutRow, prefers, write_held_out
+from alignment.training.held_out_pairs import HeldOutPair, prefers, write_held_out
 from eval.gate.held_out import HeldOut, against_reference, read_held_out
 from eval.gate.metrics import ACCURACY
-from eval.statistics import Mean, clustered_mean, share_difference
-from eval.summaries import NewRowsSummary
+from eval.statistics import Mean, clustered_mean, weighted_difference
+from eval.summaries import NewRowsSummary, SourceAccuracy
 
 COLUMNS = ("row_id", "chosen_logp", "rejected_logp")
+BySource = dict[str, list[HeldOutPair]]
 
 
 class NewRowsRequest(Scoring):
-    """`checkpoint` is the champion, `known` the manifest that it was trained on, and `manifest` the new one."""
+    """`checkpoint` is the champion, `known` the manifest that it was trained on, and `manifest` the new one; `sources`
+    are the names of the recipe's sources where there are several."""
+
+    absent_by_default: ClassVar[frozenset[str]] = Scoring.absent_by_default | {"sources"}
 
     manifest: Artifact
     known: Artifact
     max_rows: int
+    sources: tuple[str, ...] = ()
 
 
 class NewRow(NamedTuple):
-    """A row that the champion never saw, its prompt, and its log-probs under the start checkpoint in nats."""
+    """A row that the champion never saw, its prompt, its source (empty where there is one), and its log-probs under the
+    start checkpoint in nats."""
 
     row_id: str
     prompt_id: str
+    source: str
     chosen_logp: float
     rejected_logp: float
 
@@ -90,9 +98,27 @@ def _measure(request: NewRowsRequest, context: Context, ranks: Ranks) -> Result:
         dropped=sum(told["dropped"].values()),
         cache_hits=told["cache_hits"],
         scored=told["scored"],
-        **numbers(pairs, read_held_out(context.store, request.checkpoint)),
+        **numbers(*_by_source(request, context, pairs, by_id)),
     )
     return Result(written.digest, summary)
+
+
+def _by_source(
+    request: NewRowsRequest, context: Context, pairs: Sequence[HeldOutPair], rows: Mapping[str, NewRow]
+) -> tuple[BySource, BySource]:
+    """The new pairs, and the held-out pairs of the champion's own training, by source."""
+    measured, before = read_held_out(context.store, request.checkpoint), BySource()
+    held_out = [pair for pair in (measured.pairs if measured else []) if isinstance(pair, HeldOutPair)]
+    sources: dict[str, str] = {}
+    if request.sources:
+        split = context.fetch(request.known) / SPLIT_FILE
+        sources = sources_of(split, [pair.row_id for pair in held_out], request.sources)
+    new = BySource()
+    for pair in pairs:
+        new.setdefault(rows[pair.row_id].source, []).append(pair)
+    for pair in held_out:
+        before.setdefault(sources.get(pair.row_id, ""), []).append(pair)
+    return new, before
 
 
 def _new_rows(request: NewRowsRequest, context: Context) -> tuple[list[NewRow], list[Path], int]:
@@ -111,14 +137,16 @@ def _new_rows(request: NewRowsRequest, context: Context) -> tuple[list[NewRow], 
         logps = logprobs_folder(context.fetch(shard.reference), shard.shard.digest) / LOGPROBS_FILE
         scored = read_columns(logps, *COLUMNS)
         scored = scored.filter(pc.invert(pc.is_in(scored["row_id"], value_set=known)))
-        tables.append(scored.join(_prompts(places[-1]), "row_id", join_type="inner"))
+        joined = scored.join(_prompts(places[-1]), "row_id", join_type="inner")
+        source = pa.repeat(source_of(shard.name, request.sources), len(joined))
+        tables.append(joined.append_column("source", source))
     if not tables or not sum(map(len, tables)):
         return [], [], 0
     table = pa.concat_tables(tables).sort_by("row_id")
     ids = table["row_id"].to_pylist()
     first = [place for place, row_id in enumerate(ids) if not place or ids[place - 1] != row_id]
     chosen = table.take(first[: request.max_rows])
-    columns = [chosen[name].to_pylist() for name in ("row_id", "prompt", "chosen_logp", "rejected_logp")]
+    columns = [chosen[name].to_pylist() for name in ("row_id", "prompt", "source", "chosen_logp", "rejected_logp")]
     return [NewRow(*cells) for cells in zip(*columns, strict=True)], places, len(first)
 
 
@@ -145,8 +173,14 @@ def _pairs(table: pa.Table, rows: dict[str, NewRow]) -> Iterator[HeldOutPair]:
 SIDES = ("chosen", "rejected")
 
 
-def numbers(pairs: Sequence[HeldOutPair], held_out: HeldOut | None) -> dict[str, Any]:
-    """The means and intervals of `NewRowsSummary`; `held_out` are the pairs of the champion's own training."""
+def numbers(new: Mapping[str, Sequence[HeldOutPair]], held_out: Mapping[str, Sequence[HeldOutPair]]) -> dict[str, Any]:
+    """The means and intervals of `NewRowsSummary`, from the new pairs and those of the champion's own training, both by
+    source.
+
+    Sources differ in how hard they are. So a source's new pairs are compared with held-out pairs of it, or where there
+    are none, with all; else a day that brought rows of the hardest source alone would pass for a drift.
+    """
+    pairs = [pair for part in new.values() for pair in part]
     compared = against_reference(HeldOut(list(pairs), "")) if pairs else {}
     if isinstance(compared, str) or not compared:
         return {}
@@ -161,20 +195,31 @@ def numbers(pairs: Sequence[HeldOutPair], held_out: HeldOut | None) -> dict[str,
         "ranking_accuracy": ranking.candidate,
         "start_ranking_accuracy": ranking.baseline,
     }
-    if held_out is None:
+    own = {source: _accuracy(part) for source, part in held_out.items()}
+    now = {source: _accuracy(part) for source, part in sorted(new.items())}
+    named = {
+        source: SourceAccuracy(
+            measured=mean.n, accuracy=mean.value, held_out_accuracy=own[source].value if source in own else None
+        )
+        for source, mean in now.items()
+        if source
+    }
+    if named:
+        found["sources"] = named
+    if not own:
         return found
-    before = _accuracy(held_out.pairs)
-    drift = share_difference(before, _accuracy(pairs))
+    every = _accuracy([pair for part in held_out.values() for pair in part])
+    parts = [(mean.n / len(pairs), own.get(source, every), mean) for source, mean in now.items()]
+    drift = weighted_difference(parts)
     return found | {
-        "held_out_accuracy": before.value,
+        "held_out_accuracy": math.fsum(weight * before.value for weight, before, _ in parts),
         "drift": drift.mean.value,
         "drift_low": drift.low,
         "drift_high": drift.high,
     }
 
 
-def _accuracy(rows: Sequence[HeldOutRow]) -> Mean:
-    pairs = [row for row in rows if isinstance(row, HeldOutPair)]
+def _accuracy(pairs: Sequence[HeldOutPair]) -> Mean:
     values = [prefers(pair.chosen_ratio, pair.rejected_ratio) for pair in pairs]
     return clustered_mean(values, [pair.prompt_id for pair in pairs])
 

@@ -10,6 +10,7 @@ from eval.statistics.means import (
     ratio_interval,
     repeats,
     share_difference,
+    weighted_difference,
 )
 from eval.statistics.paired import paired_interval, score_interval, win_rate
 from eval.statistics.power import (
@@ -47,5 +48,6 @@ __all__ = [
     "share_difference",
     "smallest_provable",
     "verdict",
+    "weighted_difference",
     "win_rate",
 ]

@@ -118,6 +118,19 @@ def share_difference(first: Mean, second: Mean) -> Interval:
     )
 
 
+def weighted_difference(parts: Sequence[tuple[float, Mean, Mean]]) -> Interval:
+    """The sum of weight · (`second` − `first`) over parts (weight, first, second), each two shares as in
+    `share_difference`, whose intervals are combined as Zou, Huang and Zhang do (2009, Computational Statistics & Data
+    Analysis 53:1080); the weights are positive, and the parts independent."""
+    each = [(weight, share_difference(first, second)) for weight, first, second in parts]
+    difference = math.fsum(weight * part.mean.value for weight, part in each)
+    below = [weight * (part.mean.value - part.low) for weight, part in each if part.low is not None]
+    above = [weight * (part.high - part.mean.value) for weight, part in each if part.high is not None]
+    n, clusters = (sum(getattr(part.mean, count) for _, part in each) for count in ("n", "clusters"))
+    mean = Mean(difference, None, n, clusters)
+    return Interval(mean, difference - math.hypot(*below), difference + math.hypot(*above), p_value=None)
+
+
 def _wilson(share: Mean) -> tuple[float, float]:
     """Wilson's (1927) interval of a share."""
     items: float = share.clusters

@@ -243,6 +243,38 @@ def test_the_champion_is_measured_on_rows_that_it_never_saw_before_they_train_an
         gate_of(load_recipe(write(gate={"metrics": {"new_rows/accuracy": {"no_regression": 0.1}}}, evals=NEW)))
 
 
+def test_new_rows_are_compared_with_held_out_pairs_of_their_own_source(
+    write: Callable[..., Path], finished: Callable[[Recipe], Upstream], tmp_path: Path
+) -> None:
+    def source(name: str, chosen: str, rejected: str, *days: range) -> dict[str, Any]:
+        for day, numbers in enumerate(days):
+            rows = [{"prompt": f"{name} {n}", "chosen": chosen, "rejected": rejected} for n in numbers]
+            file = tmp_path / f"{name}_{day}.jsonl"
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return {"name": name, "files": [str(tmp_path / f"{name}_{day}.jsonl") for day in range(len(days))]}
+
+    def recipe(*days: range) -> Path:
+        listed = [source("ask", "Yes.", "No.", range(40)), source("web", "No.", "Yes.", *days)]
+        new_rows = {"evals": {"ifeval": small["evals"]["ifeval"], "new_rows": {"max_rows": 12}}}
+        return write(preferences=listed, held_out_fraction=0.3, gate=PASSES, tokens={"max_length": 64}, **new_rows)
+
+    small = yaml.safe_load(write().read_text(encoding="utf-8"))
+    champion = finished(load_recipe(recipe(range(40))))("policy_checkpoint")
+    path = recipe(range(40), range(100, 130))
+    run(path, print)
+    workspace = Workspace(load_recipe(path), load_pools())
+    made = workspace.store.commit_of(workspace.upstream()("new_rows"))
+    told = NewRowsSummary.of(made)
+    assert made.inputs["checkpoint"] == champion and list(told.sources) == ["web"]
+    held_out = read_held_out(workspace.store, champion)
+    assert held_out is not None
+    split = pq.read_table(workspace.store.fetch(made.inputs["known"]) / "split.parquet")
+    shards = {row["row_id"]: row["shard"] for row in split.to_pylist()}
+    prefers = [one.chosen_ratio > one.rejected_ratio for one in held_out.pairs if shards[one.row_id] == "web-web_0"]
+    assert 3 <= len(prefers) < len(held_out.pairs)
+    assert told.held_out_accuracy == told.sources["web"].held_out_accuracy == pytest.approx(sum(prefers) / len(prefers))
+
+
 def test_sources_are_sorted_by_what_is_proved_and_where_they_are_alike_by_the_next_metric() -> None:
     def source(name: str, *values: tuple[float, float]) -> dict[str, Any]:
         metrics = {str(n): {"difference": value, "ci95": [value - 1, high]} for n, (value, high) in enumerate(values)}

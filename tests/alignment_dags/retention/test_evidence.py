@@ -13,8 +13,7 @@ import pytest
 
 from alignment.errors import BadInput
 from alignment.models.pin import pin_model
-from alignment.recipe import Dpo, ModelSource, TokenPolicy
-from alignment.recipe.data import NamedSource, PreferenceSource
+from alignment.recipe import Dpo, ModelSource, Recipe, TokenPolicy, parse_recipe
 from alignment.stages import Result, Stage, execute
 from alignment.stages.base_model import BaseModelRequest
 from alignment.stages.policy import DpoRequest
@@ -138,13 +137,27 @@ def test_the_source_of_a_row_is_read_from_the_manifests_of_a_policy_and_of_those
             environment=environment, started_at=at, seconds=1.0,
         ).artifact  # fmt: skip
 
+    def recipe(*names: str) -> Recipe:
+        sources = [{"name": name, "files": [f"{name}.jsonl"]} for name in names] or {"files": ["ask.jsonl"]}
+        given = {
+            "name": "r",
+            "base_model": {"embedded": "micro"},
+            "sft": {"adopt": {"embedded": "micro"}},
+            "preferences": sources,
+            "evals": {},
+        }
+        return parse_recipe(given, "-", {})
+
     first = made("policy_checkpoint", "first", 0, inputs={"manifest": manifest("one", a="ask-day-1", b="web-day-1")})
     inputs = {"manifest": manifest("two", c="ask", d="old-day"), "checkpoint": first.artifact}
     policy = made("policy_checkpoint", "second", 1, inputs=inputs)
-    of = PreferenceSource(sources=tuple(NamedSource(name=name, files=[f"{name}.jsonl"]) for name in ("ask", "web")))
-    wanted = {"a", "b", "c", "d", "nowhere"}
-    assert _sources(store, of, policy, wanted) == {"a": "ask", "b": "web", "c": "ask", "d": ""}
-    assert _sources(store, PreferenceSource(files=["ask.jsonl"]), policy, {"a"}) == {"a": ""}, "there is one source"
+    assert _sources(store, recipe("ask", "web"), policy, {"a", "b", "c", "d", "nowhere"}) == {
+        "a": "ask",
+        "b": "web",
+        "c": "ask",
+        "d": "",
+    }
+    assert _sources(store, recipe(), policy, {"a"}) == {"a": ""}, "there is one source"
 
 
 def test_the_policy_before_is_the_latest_that_was_over_when_the_current_one_began(

@@ -7,7 +7,16 @@ import pytest
 import scipy.stats
 import statsmodels.api as sm
 
-from eval.statistics import Interval, Mean, clustered_mean, mean_interval, repeats, share_difference, verdict
+from eval.statistics import (
+    Interval,
+    Mean,
+    clustered_mean,
+    mean_interval,
+    repeats,
+    share_difference,
+    verdict,
+    weighted_difference,
+)
 
 
 def clustered_data(seed: int, clusters: int, spread: float = 1.0) -> tuple[list[float], list[str]]:
@@ -105,3 +114,34 @@ def test_the_difference_of_two_shares_is_newcombes() -> None:
     assert (found.mean.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=2e-3)
     certain = share_difference(share(0, 10), share(10, 10))
     assert (certain.low, certain.high) == pytest.approx((0.6075, 1.0), abs=1e-4)
+
+
+def test_a_weighted_difference_of_one_part_is_its_difference_and_one_that_is_sure_adds_no_width() -> None:
+    def share(hits: int, of: int) -> Mean:
+        return Mean(hits / of, None, of, of)
+
+    alone, one = share_difference(share(48, 80), share(56, 70)), (share(48, 80), share(56, 70))
+    found = weighted_difference([(1.0, *one)])
+    assert (found.mean, found.low, found.high) == (alone.mean, pytest.approx(alone.low), pytest.approx(alone.high))
+    sure = share(500_000, 1_000_000)
+    half = weighted_difference([(0.5, *one), (0.5, sure, sure)])
+    assert alone.low is not None and half.low is not None
+    assert (half.mean.value, half.low) == pytest.approx((alone.mean.value / 2, alone.low / 2), abs=1e-3)
+
+
+def test_a_weighted_difference_contains_the_true_one_in_nineteen_of_twenty_draws() -> None:
+    """Few items, shares near one, and a mix that differs from that of the pooled items."""
+    rng = np.random.default_rng(3)
+    first, second, weights = [0.95, 0.6], [0.9, 0.6], [0.2, 0.8]
+    true = sum(weight * (after - before) for weight, before, after in zip(weights, first, second, strict=True))
+
+    def drawn(rate: float, of: int) -> Mean:
+        return Mean(rng.binomial(of, rate) / of, None, of, of)
+
+    inside = 0
+    for _ in range(1000):
+        parts = [(w, drawn(p, 60), drawn(q, 25)) for w, p, q in zip(weights, first, second, strict=True)]
+        found = weighted_difference(parts)
+        assert found.low is not None and found.high is not None
+        inside += found.low <= true <= found.high
+    assert 935 <= inside <= 985

@@ -12,10 +12,8 @@ through a cache, and on a remote store the text is read in memory and never copi
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -39,44 +37,15 @@ from alignment.store import Commit, Store
 from alignment.store.store import readable_commits
 from alignment.training.held_out_pairs import HeldOutPair
 from alignment_dags.retention.text import SHARD
+from alignment_dags.retention.trace import Measured, Trace, trace
 from eval.gate.held_out import read_held_out
 from eval.gate.metrics import Unit
-from eval.statistics import clustered_mean, mean_interval
 from resources.home import ensure_home
 from resources.store import ArtifactStore
 
 FOLDER = "evidence"
 NATS = Unit(1.0, 3, "nats", "")
 REPORT, REGISTERED = "evaluation_report", "registered_model"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A pair under a policy: its margin in nats (the implicit reward of the chosen side minus the rejected side's), and
-    what it is matched by: the start checkpoint's margin, the tokens of both sides, and the recipe's source that it is
-    of (empty where that is not known, and for a recipe with one source)."""
-
-    margin: float
-    ref_margin: float
-    tokens: int
-    source: str = ""
-
-
-class Trace(BaseModel):
-    """Mean margins of `rows` withdrawn rows and of their matches under one policy, and the difference with its 95 %
-    interval (None for fewer than two matches). `rank` is the mean share of the unseen pairs of a row's source with a
-    lower margin: about a half for rows that are like them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rows: int
-    matches: int
-    margin: float
-    matched_margin: float
-    difference: float
-    low: float | None
-    high: float | None
-    rank: float
 
 
 class Evidence(BaseModel):
@@ -110,57 +79,6 @@ def _told(trace: Trace) -> str:
     if trace.low is not None and trace.high is not None:
         interval = f"95 % interval {_nats(trace.low)} to {_nats(trace.high)}"
     return f"difference {_nats(trace.difference)} ({interval}), rank {trace.rank:.2f}"
-
-
-def trace(withdrawn: Sequence[Measured], unseen: Sequence[Measured]) -> Trace:
-    """The withdrawn rows beside unseen ones: each is matched with the unseen pair of its source that is nearest by the
-    start checkpoint's margin and by length, both in standard deviations of the unseen pairs. A row whose source has no
-    unseen pair is matched among all. Raises `ValueError` without rows on either side.
-
-    Sources may ask for opposite things, so that a pair of another source says nothing of what a row would be unseen.
-    Withdrawn rows with the same match are one cluster.
-    """
-    if not withdrawn or not unseen:
-        raise ValueError("nothing to compare")
-    scales = [_deviation([one.ref_margin for one in unseen]), _deviation([math.log(one.tokens) for one in unseen])]
-    places = range(len(unseen))
-    by_source = {
-        source: [at for at in places if unseen[at].source == source] for source in {one.source for one in unseen}
-    }
-    peers = [by_source.get(row.source, places) for row in withdrawn]
-
-    def distance(row: Measured, other: Measured) -> float:
-        apart = (row.ref_margin - other.ref_margin, math.log(row.tokens / other.tokens))
-        return sum((value / scale) ** 2 for value, scale in zip(apart, scales, strict=True))
-
-    matches = [min(of, key=lambda at: distance(row, unseen[at])) for row, of in zip(withdrawn, peers, strict=True)]
-    differences = [row.margin - unseen[at].margin for row, at in zip(withdrawn, matches, strict=True)]
-    interval = mean_interval(clustered_mean(differences, list(map(str, matches))))
-    ranks = [_rank(row.margin, [unseen[at].margin for at in of]) for row, of in zip(withdrawn, peers, strict=True)]
-    return Trace(
-        rows=len(withdrawn),
-        matches=len(set(matches)),
-        margin=_mean([row.margin for row in withdrawn]),
-        matched_margin=_mean([unseen[at].margin for at in matches]),
-        difference=interval.mean.value,
-        low=interval.low,
-        high=interval.high,
-        rank=_mean(ranks),
-    )
-
-
-def _rank(value: float, others: Sequence[float]) -> float:
-    """The share of the others that are lower; of equal ones a half counts."""
-    return _mean([(other < value) + 0.5 * (other == value) for other in others])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _deviation(values: Sequence[float]) -> float:
-    mean = _mean(values)
-    return math.sqrt(_mean([(value - mean) ** 2 for value in values])) or 1.0
 
 
 # The rows, and what the policies make of them.

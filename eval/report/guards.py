@@ -218,11 +218,8 @@ def drift_of(summary: NewRowsSummary) -> list[Guard]:
     if summary.drift is None or summary.accuracy is None or summary.held_out_accuracy is None:
         return []
     fell = summary.drift <= -DRIFT and summary.drift_high is not None and summary.drift_high < 0
-    interval = (
-        ""
-        if summary.drift_low is None or summary.drift_high is None
-        else f" (95 % interval {100 * summary.drift_low:+.1f} to {100 * summary.drift_high:+.1f} points)"
-    )
+    ends = [PERCENT.format(end, "+") for end in (summary.drift_low, summary.drift_high) if end is not None]
+    interval = f" (95 % interval {' to '.join(ends)} points)" if ends else ""
     of_sources = f" of the same sources{_told_sources(summary)}" if summary.sources else ""
     text = (
         f"the champion prefers the chosen side in {summary.accuracy:.1%} of {summary.measured:,} rows that it never"

@@ -18,7 +18,8 @@ from alignment.stages import Result, Stage, execute
 from alignment.stages.base_model import BaseModelRequest
 from alignment.stages.policy import DpoRequest
 from alignment.store import Artifact, Commit, Ref, Store
-from alignment_dags.retention.evidence import Measured, _policy_before, _sources, bits_of_start, trace
+from alignment_dags.retention.evidence import _policy_before, _sources, bits_of_start
+from alignment_dags.retention.trace import Measured, trace
 
 
 def drawn(rng: np.random.Generator, rows: int, shift: float = 0.0) -> list[Measured]:

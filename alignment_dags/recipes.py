@@ -266,7 +266,10 @@ def _spelled(keys: list[str], value: Any, change: str) -> tuple[list[str], Any]:
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings in the plain data of a recipe or a request under dotted names; a list is one value."""
+    """The settings in the plain data of a recipe or a request under dotted names; of named parts, such as sources, each
+    has its own, and any other list is one value."""
+    if isinstance(value, list) and value and all(isinstance(part, dict) and "name" in part for part in value):
+        value = {part["name"]: {key: inner for key, inner in part.items() if key != "name"} for part in value}
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from flat(inner, f"{name}.{key}" if name else str(key))

@@ -403,7 +403,8 @@ def show_diff(result: dict[str, Any]) -> None:
     """Prints the outcome of `align diff`."""
     header = ("", *result["sides"])
     for title in ("settings", "code"):
-        rows = [(f"  {name}", *(_value(value) for value in values)) for name, values in result[title].items()]
+        absent = "by default" if title == "settings" else "-"
+        rows = [(f"  {name}", *(_value(value, absent) for value in values)) for name, values in result[title].items()]
         print(columns((title, *header[1:]), rows) if rows else f"{title}: the same")
     shards = result["shards"]
     parts = {"only in the first": "first_alone", "only in the second": "second_alone", "other rows": "changed"}
@@ -429,8 +430,8 @@ def _taken(told: dict[str, float] | None) -> str:
     return "-" if told is None else f"{told['seconds']:,.1f} s, {told['gpu_seconds']:,.0f} GPU-s"
 
 
-def _value(value: object) -> str:
-    return "-" if value is None else json.dumps(value, ensure_ascii=False)
+def _value(value: object, absent: str) -> str:
+    return absent if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def show_nights(result: dict[str, Any]) -> None:

@@ -212,10 +212,8 @@ def _sources(store: Store, recipe: Recipe, policy: Commit, rows: Collection[str]
     names = [source.name for source in recipe.preferences.sources]
     found: dict[str, str] = {}
     for trained in trainings_of(store.commit_of, policy):
-        manifest = trained.inputs.get("manifest")
-        if manifest is not None:  # an average has none
-            with suppress(MissingArtifact), store.open(manifest, SPLIT_FILE) as split:
-                found |= sources_of(split, rows, names)
+        with suppress(MissingArtifact), store.open(trained.inputs["manifest"], SPLIT_FILE) as split:
+            found |= sources_of(split, rows, names)
     return found
 
 

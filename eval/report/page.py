@@ -62,8 +62,8 @@ def probability(value: float) -> str:
 
 HEADLINES = {
     "pass": "Passed: the policy may be promoted",
-    "fail": "Failed: the policy is not promoted",
-    "inconclusive": "Inconclusive: the policy is not promoted",
+    "fail": "Failed: the gate does not promote the policy",
+    "inconclusive": "Inconclusive: the gate does not promote the policy",
     "none": "No gate: nothing is promoted",
 }
 VERDICT_WORDS = {

@@ -16,6 +16,7 @@ from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from alignment_dags.cli.models import lines
 from alignment_dags.cli.output import show_comparison, show_diff
+from alignment_dags.recipes import flat
 from alignment_dags.registry.compare import compare, diff
 from alignment_dags.registry.lineage import lineage_of
 from alignment_dags.registry.promote import Promotion, promote
@@ -164,3 +165,21 @@ def test_a_return_to_the_present_champion_does_nothing(
     with pytest.raises(BadInput, match="has a new policy since the decision"):  # it went on to a registration
         promote(Promotion("small", to="1"), print)
     assert asked, "an alias that was moved by hand is set again"
+
+
+def test_settings_of_named_sources_are_told_apart_and_one_that_a_side_lacks_is_by_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sources = [{"name": "ask", "files": ["a.jsonl"]}, {"name": "web", "files": ["b.jsonl"], "weight": 2.0}]
+    assert dict(flat({"preferences": {"sources": sources}, "tags": ["x"], "seed": 1})) == {
+        "preferences.sources.ask.files": ["a.jsonl"],
+        "preferences.sources.web.files": ["b.jsonl"],
+        "preferences.sources.web.weight": 2.0,
+        "tags": ["x"],
+        "seed": 1,
+    }
+    nothing: dict[str, Any] = {name: {} for name in ("code", "checkpoints", "taken", "metrics")}
+    shards = {"first_alone": [], "second_alone": [], "changed": [], "same": 1}
+    alike = {"sides": ["one", "two"], "shards": shards} | nothing
+    show_diff(alike | {"settings": {"optimise.beta": [None, 0.2]}, "checkpoints": {"policy": ["a", "b"]}})
+    assert "  optimise.beta  by default  0.2" in capsys.readouterr().out

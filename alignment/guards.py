@@ -325,7 +325,7 @@ def stopped(summary: PolicySummary) -> Guard:
 
 def training_signs(summary: PolicySummary, settings: Dpo) -> Guard:
     """The signs of a training that goes wrong (alignment/training/signs.py)."""
-    found = signs(summary.history, summary.held_out, settings)
+    found = signs(summary.history, summary.held_out, settings, summary.rows_held_out)
     held_out = {f"held_out_{name}": value for name, value in summary.held_out.items() if value is not None}
     trouble = "; ".join(sign.text for sign in found if sign.bad) or "none of the known signs of trouble"
     hints = "; ".join(sign.text for sign in found if not sign.bad)

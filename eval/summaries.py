@@ -160,17 +160,19 @@ class SourceAccuracy(BaseModel):
 
 class NewRowsSummary(Summary):
     """What `new_rows` says of the champion on rows that it never saw: `new` of them, of which `measured` were taken and
-    not dropped by the token policy. Sequences that were `scored` went through the model, `cache_hits` did not.
+    not dropped by the token policy; `trained_prompts` more were left out, as it was trained on other pairs of their
+    prompts. Sequences that were `scored` went through the model, `cache_hits` did not.
 
     `accuracy` is the share of pairs whose chosen side has the higher implicit reward, `ranking_accuracy` the same by
     the champion's own log-prob and `start_ranking_accuracy` by the start checkpoint's. `held_out_accuracy` is the
     champion's accuracy on the held-out pairs of its own training, and `drift` the accuracy minus that. Of a recipe with
-    several sources it is that of the same sources, each with its share of the measured rows: `sources` has them one by
-    one. Intervals are of 95 %. Without a measured row only the counts are set.
+    several sources both are of the sources that have held-out pairs, each with its share of the measured rows, and
+    `sources` has all of them one by one. Intervals are of 95 %. Without a measured row only the counts are set.
     """
 
     new: int
     measured: int
+    trained_prompts: int = 0
     dropped: int = 0
     cache_hits: int = 0
     scored: int = 0

@@ -28,6 +28,8 @@ HARDLY = 0.05
 """Reward margin under which a policy is nearly its start: σ(0.05) is 51 %, and the loss 0.67 where it began at 0.69."""
 SHARED = 0.1
 """Share of the chosen reward's rise from which on a rise of the rejected one says something."""
+FALL = 0.02
+"""Fall of the held-out accuracy up to which it is level, however many rows were measured."""
 FEWEST = 8
 """Records that a quarter of a history needs two of."""
 HIGHER_IS_BETTER = {"accuracy": True, "margin": True, "loss": False}
@@ -41,13 +43,16 @@ class Sign:
     bad: bool
 
 
-def signs(history: Sequence[Record], held_out: Mapping[str, float | None], settings: Dpo) -> list[Sign]:
-    """What the records of a finished training say, the worst first; `held_out` is measured on the saved policy."""
+def signs(
+    history: Sequence[Record], held_out: Mapping[str, float | None], settings: Dpo, rows: int | None = None
+) -> list[Sign]:
+    """What the records of a finished training say, the worst first; `held_out` is measured on the saved policy, and
+    `rows` are how many it was measured on."""
     method = method_of(settings)
     if method.on_policy:  # it never saw a pair, so that these say nothing of its training
         return []
     swapped = "chosen and rejected are swapped" if method.data == "paired" else "thumbs up and down are swapped"
-    found = [*_accuracy(held_out, swapped), *_margin(history, held_out), *_falling(history)]
+    found = [*_accuracy(held_out, swapped), *_margin(history, held_out), *_falling(history, rows)]
     if method.needs_reference:  # without one a reward is no change of a log-prob
         found += _hardly(held_out)
         found += _rewards(history, "sft_weight" if "sft_weight" in method.settings() else "sft_rows_fraction")
@@ -113,12 +118,18 @@ def _rewards(history: Sequence[Record], cure: str) -> list[Sign]:
     return []
 
 
-def _falling(history: Sequence[Record]) -> list[Sign]:
+def _falling(history: Sequence[Record], rows: int | None) -> list[Sign]:
+    """A fall that is no noise: of many looks at a level course one is the best by luck, and later ones are lower."""
     looks = [record["held_out_accuracy"] for record in history if record.get("held_out_accuracy") is not None]
     since, best = since_best(looks, True)
-    if since < 2:
+    if since < 2 or best is None or best - looks[-1] <= max(FALL, _noise((best + looks[-1]) / 2, rows)):
         return []
     return [Sign(f"held-out accuracy fell from {best:.3g} to {looks[-1]:.3g} over the last {since} looks", True)]
+
+
+def _noise(share: float, rows: int | None) -> float:
+    """Two standard errors of the difference of two shares of `rows` rows each; 0 where their number is not known."""
+    return 2 * math.sqrt(2 * share * (1 - share) / rows) if rows else 0.0
 
 
 def quarter_means(history: Sequence[Record], name: str) -> list[float]:

@@ -29,9 +29,10 @@ from alignment_dags.nights.night import NightWorth, Provable
 from alignment_dags.planner.forecast import History, seconds_of
 from alignment_dags.run.plan import plan
 from alignment_dags.run.workspace import MANIFEST, Workspace
-from eval.gate.compare import MetricComparison, default_margin
+from eval.gate.compare import MetricComparison
 from eval.gate.default import default_requirement, gate_of
 from eval.gate.metrics import unit_of
+from eval.gate.verdict import champion_threshold
 from eval.report.guards import drift_of
 from eval.stages.evaluation_report import ReportSummary
 from eval.statistics import clusters_to_prove, pooled_spread, smallest_provable
@@ -218,7 +219,8 @@ def provable_by(recipe: Recipe, reports: Sequence[ReportSummary]) -> list[Provab
 
 
 def _margins(gate: Gate | None, recipe: Recipe, reports: Sequence[ReportSummary]) -> dict[str, float]:
-    """Metric to the loss that the gate allows; metrics with a scale of no end and no margin are left out."""
+    """Metric to the loss against the champion that the gate allows. Left out are metrics with a scale of no end and no
+    margin, and a margin of zero: however many items there are, a policy as good as the champion may look worse."""
     if not reports:
         return {}
     if gate is None:
@@ -228,13 +230,11 @@ def _margins(gate: Gate | None, recipe: Recipe, reports: Sequence[ReportSummary]
             for suite in recipe.evals.selected()
             if suite in scored
         )
-    margins: dict[str, float | None] = {}
+    margins: dict[str, float] = {}
     for metric, asked in gate.metrics.items():
-        if asked.no_regression is not None:
-            margins[metric] = asked.no_regression
-        elif asked.improve is not None:
-            width = next((one.width for one in _comparisons(metric, reports)[1]), None)
-            margins[metric] = asked.champion_margin or (None if width is None else default_margin(width))
+        if asked.no_regression is not None or asked.improve is not None:
+            comparison = next(iter(_comparisons(metric, reports)[1]), None)
+            margins[metric] = -(champion_threshold(asked, comparison) or 0.0)
     return {metric: margin for metric, margin in margins.items() if margin}
 
 

@@ -137,12 +137,12 @@ def _checks(
     yield complete(check, comparison, max_missing)
     if champion is not None:
         comparison = _find(champion, metric)
-        threshold, why = _champion_threshold(requirement, comparison), left_out.get(metric.partition("/")[0])
+        threshold, why = champion_threshold(requirement, comparison), left_out.get(metric.partition("/")[0])
         check = above(metric, "champion", comparison, threshold, left_out=why)
         yield complete(check, comparison, max_missing)
 
 
-def _champion_threshold(requirement: Requirement, comparison: MetricComparison | None) -> float | None:
+def champion_threshold(requirement: Requirement, comparison: MetricComparison | None) -> float | None:
     """Minus the margin against the champion; None for a metric whose margin only the recipe can give."""
     if requirement.champion_margin is not None:
         return -requirement.champion_margin

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.data.manifest import SPLIT_FILE, read_manifest, source_of, sources_of
+from alignment.data.manifest import SPLIT_FILE, ManifestShard, read_manifest, source_of, sources_of
 from alignment.data.rows import ROWS_FILE, SPLIT_AT, PreferenceRow, iter_rows, read_columns
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.reference import reference_pass
@@ -26,7 +27,7 @@ from alignment.logprobs.token_ids import ROWS_AT_ONCE
 from alignment.models.runner import tf32_products
 from alignment.stages.reference_logprobs import Scoring, reference_and_cache
 from alignment.stages.stage import Context, Result, Stage
-from alignment.store import Artifact
+from alignment.store import Artifact, MissingArtifact
 from alignment.training.held_out_pairs import HeldOutPair, prefers, write_held_out
 from eval.gate.held_out import HeldOut, against_reference, read_held_out
 from eval.gate.metrics import ACCURACY
@@ -71,7 +72,7 @@ def run(request: NewRowsRequest, context: Context) -> Result:
 
 
 def _measure(request: NewRowsRequest, context: Context, ranks: Ranks) -> Result:
-    rows, places, new = _new_rows(request, context)
+    rows, places, new, trained_prompts = _new_rows(request, context)
     reference, cache = reference_and_cache(request, context)
     written, pairs = Written(reference.fingerprint), list[HeldOutPair]()
     by_id = {row.row_id: row for row in rows}
@@ -94,6 +95,7 @@ def _measure(request: NewRowsRequest, context: Context, ranks: Ranks) -> Result:
     told = written.summary()
     summary = NewRowsSummary(
         new=new,
+        trained_prompts=trained_prompts,
         measured=len(pairs),
         dropped=sum(told["dropped"].values()),
         cache_hits=told["cache_hits"],
@@ -121,33 +123,59 @@ def _by_source(
     return new, before
 
 
-def _new_rows(request: NewRowsRequest, context: Context) -> tuple[list[NewRow], list[Path], int]:
-    """The new rows that are measured, the shard files that hold them, and how many new rows there are.
+class Found(NamedTuple):
+    """The new rows that are measured, the shard files that hold them, and how many rows are new; beside these, how many
+    more are of prompts that the champion was trained on."""
 
-    Only shards that the known manifest does not have are read, and of these only columns without text.
+    rows: list[NewRow]
+    places: list[Path]
+    new: int
+    trained_prompts: int
+
+
+def _new_rows(request: NewRowsRequest, context: Context) -> Found:
+    """Only shards that the known manifest does not have are read for rows, and of all only columns without text.
+
+    Another pair of a prompt that the champion was trained on is no test of it: a ranking's other pairs are easier than
+    those of an unseen prompt, and a pair whose label was corrected is the opposite of what was learnt.
     """
     known_folder, folder = context.fetch(request.known), context.fetch(request.manifest)
-    known_shards = {shard.shard.digest for shard in read_manifest(known_folder).shards}
-    known = pq.read_table(known_folder / SPLIT_FILE, columns=["row_id"])["row_id"].unique()
-    tables, places = [], []
-    for shard in read_manifest(folder).shards:
+    pinned, current = read_manifest(known_folder), read_manifest(folder)
+    known_shards = {shard.shard.digest for shard in pinned.shards}
+    known = pq.read_table(known_folder / SPLIT_FILE, columns=["row_id", "split"])
+    trained, tables, places = None, [], list[Path]()
+    for shard in current.shards:
         if shard.shard.digest in known_shards or shard.reference is None:
             continue
+        if trained is None:
+            trained = _trained_prompts(context, [*pinned.shards, *current.shards], known)
         places.append(context.fetch(shard.shard) / ROWS_FILE)
         logps = logprobs_folder(context.fetch(shard.reference), shard.shard.digest) / LOGPROBS_FILE
         scored = read_columns(logps, *COLUMNS)
-        scored = scored.filter(pc.invert(pc.is_in(scored["row_id"], value_set=known)))
+        scored = scored.filter(pc.invert(pc.is_in(scored["row_id"], value_set=known["row_id"].combine_chunks())))
         joined = scored.join(_prompts(places[-1]), "row_id", join_type="inner")
         source = pa.repeat(source_of(shard.name, request.sources), len(joined))
         tables.append(joined.append_column("source", source))
-    if not tables or not sum(map(len, tables)):
-        return [], [], 0
+    if trained is None or not sum(map(len, tables)):
+        return Found([], [], 0, 0)
     table = pa.concat_tables(tables).sort_by("row_id")
     ids = table["row_id"].to_pylist()
-    first = [place for place, row_id in enumerate(ids) if not place or ids[place - 1] != row_id]
-    chosen = table.take(first[: request.max_rows])
+    table = table.take([place for place, row_id in enumerate(ids) if not place or ids[place - 1] != row_id])
+    fresh = table.filter(pc.invert(pc.is_in(table["prompt"], value_set=trained)))
+    chosen = fresh.slice(0, request.max_rows)
     columns = [chosen[name].to_pylist() for name in ("row_id", "prompt", "source", "chosen_logp", "rejected_logp")]
-    return [NewRow(*cells) for cells in zip(*columns, strict=True)], places, len(first)
+    return Found([NewRow(*cells) for cells in zip(*columns, strict=True)], places, len(fresh), len(table) - len(fresh))
+
+
+def _trained_prompts(context: Context, shards: Sequence[ManifestShard], split: pa.Table) -> pa.Array:
+    """The prompts of the rows that a split trains on, by the shards that may hold them; an erased one has none."""
+    train = split["row_id"].filter(pc.equal(split["split"], "train")).combine_chunks()
+    found: list[pa.Array] = []
+    for shard in {shard.shard.digest: shard.shard for shard in shards}.values():
+        with suppress(MissingArtifact):
+            prompts = _prompts(context.fetch(shard) / ROWS_FILE)
+            found.append(prompts["prompt"].filter(pc.is_in(prompts["row_id"], value_set=train)).combine_chunks())
+    return pa.concat_arrays([*found, pa.array([], pa.string())]).unique()
 
 
 def _prompts(place: Path) -> pa.Table:
@@ -177,8 +205,8 @@ def numbers(new: Mapping[str, Sequence[HeldOutPair]], held_out: Mapping[str, Seq
     """The means and intervals of `NewRowsSummary`, from the new pairs and those of the champion's own training, both by
     source.
 
-    Sources differ in how hard they are. So a source's new pairs are compared with held-out pairs of it, or where there
-    are none, with all; else a day that brought rows of the hardest source alone would pass for a drift.
+    Sources differ in how hard they are, and a day that brought rows of the hardest alone would pass for a drift. So a
+    source's new pairs are compared with held-out pairs of it. Those of a source without any are compared with nothing.
     """
     pairs = [pair for part in new.values() for pair in part]
     compared = against_reference(HeldOut(list(pairs), "")) if pairs else {}
@@ -206,10 +234,11 @@ def numbers(new: Mapping[str, Sequence[HeldOutPair]], held_out: Mapping[str, Seq
     }
     if named:
         found["sources"] = named
-    if not own:
+    shared = {source: mean for source, mean in now.items() if source in own}
+    if not shared:
         return found
-    every = _accuracy([pair for part in held_out.values() for pair in part])
-    parts = [(mean.n / len(pairs), own.get(source, every), mean) for source, mean in now.items()]
+    total = sum(mean.n for mean in shared.values())
+    parts = [(mean.n / total, own[source], mean) for source, mean in shared.items()]
     drift = weighted_difference(parts)
     return found | {
         "held_out_accuracy": math.fsum(weight * before.value for weight, before, _ in parts),
@@ -224,4 +253,4 @@ def _accuracy(pairs: Sequence[HeldOutPair]) -> Mean:
     return clustered_mean(values, [pair.prompt_id for pair in pairs])
 
 
-STAGE = Stage("new_rows", 1, NewRowsRequest, run, device="gpu", elastic=True)
+STAGE = Stage("new_rows", 2, NewRowsRequest, run, device="gpu", elastic=True)

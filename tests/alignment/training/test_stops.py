@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -123,6 +124,28 @@ def test_a_training_that_goes_well_shows_no_sign_and_rewards_without_a_reference
     falling = history(**(GOOD | {"chosen_reward": [-1.0] * 4 + [-2.0] * 4}))
     assert isinstance(signs(falling, {}, Dpo())[0], Sign)
     assert signs(falling, {}, Dpo(loss="simpo")) == []
+
+
+@pytest.mark.parametrize("pairs", [16, 64, 512])
+def test_a_level_course_of_held_out_accuracy_is_no_fall_and_one_that_overfits_is(pairs: int) -> None:
+    """Ten looks at the same pairs, of which a tenth is decided anew at each look."""
+    rng = np.random.default_rng(pairs)
+
+    def looks(shares: list[float]) -> list[dict[str, float]]:
+        level, made = rng.random(pairs), []
+        for share in shares:
+            anew = rng.random(pairs) < 0.1
+            level[anew] = rng.random(int(anew.sum()))
+            made.append({"held_out_accuracy": float((level < share).mean())})
+        return made
+
+    level = sum(bool(signs(looks([0.7] * 10), {"accuracy": 0.7}, Dpo(), pairs)) for _ in range(200))
+    assert level <= 10, "of 200"
+    tie = [{"held_out_accuracy": value} for value in (0.5, 0.75, 1.0, 1.0, 1.0)]
+    assert signs(tie, {"accuracy": 0.7}, Dpo(), pairs) == []
+    if pairs > 16:
+        over = [0.7, 0.75, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45]
+        assert sum(bool(signs(looks(over), {"accuracy": 0.7}, Dpo(), pairs)) for _ in range(50)) >= 45
 
 
 def test_a_sign_names_only_what_the_method_takes() -> None:

@@ -137,6 +137,12 @@ def test_the_margin_is_the_gates_own_and_of_an_improvement_the_champions() -> No
         "champion": provable_by(recipe(improve=0.1, champion_margin=0.03), calm)[0].margin,
     }
     assert margins == {"no_regression": 0.02, "improve": 0.05, "champion": 0.03}
+    wide, narrow = (
+        provable_by(recipe(no_regression=ours, champion_margin=champions), calm)[0].margin
+        for ours, champions in ((0.02, 0.06), (0.06, 0.02))
+    )
+    assert (wide, narrow) == (0.06, 0.02), "a night's policy is compared with the champion"
+    assert provable_by(recipe(improve=0.1, champion_margin=0.0), calm) == [], "no number of items would prove it"
     assert provable_by(recipe(at_least=0.3), calm) == [] and provable_by(recipe(no_regression=0.1), []) == []
 
 

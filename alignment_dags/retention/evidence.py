@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from alignment.data.manifest import SPLIT_FILE, sources_of
-from alignment.data.rows import ROWS_FILE, PreferenceRow, row_of
+from alignment.data.rows import ROWS_FILE, SPLIT_AT, PreferenceRow, row_of, split_at
 from alignment.data.withdrawal import read_withdrawn, tombstone
 from alignment.errors import BadInput, MissingArtifact
 from alignment.models.quantised import Quantisation
@@ -33,7 +33,7 @@ from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy import ROWS_FILE as TRAINED_FILE
 from alignment.stages.policy import DpoRequest
 from alignment.stages.stage import POLICY, CheckpointSummary, starts_of, trained_policy, trainings_of
-from alignment.store import Commit, Store
+from alignment.store import Artifact, Commit, Store
 from alignment.store.store import readable_commits
 from alignment.training.held_out_pairs import HeldOutPair
 from alignment_dags.retention.text import SHARD
@@ -50,7 +50,8 @@ REPORT, REGISTERED = "evaluation_report", "registered_model"
 
 class Evidence(BaseModel):
     """`after` is under the new policy, which never saw the rows, `before` under the policy that was trained on them;
-    None if its weights were erased or it is matched by no held-out pair."""
+    None if its weights were erased or it is matched by no held-out pair. `siblings` withdrawn rows more are left out:
+    the new policy was trained on other pairs of their prompts, which leave a trace of their own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,10 +61,13 @@ class Evidence(BaseModel):
     at: str
     after: Trace
     before: Trace | None = None
+    siblings: int = 0
 
     def told(self) -> str:
         """In one line."""
         then = "" if self.before is None else f"; under the policy before {_told(self.before)}"
+        if self.siblings:
+            then += f"; {self.siblings} more are left out, as other pairs of their prompts are trained on"
         return (
             f"{self.after.rows} withdrawn rows, on {self.at[:10]}: margin {_nats(self.after.margin)} nats, and"
             f" {_nats(self.after.matched_margin)} of matched pairs that it never saw: {_told(self.after)}{then}"
@@ -95,16 +99,23 @@ def measure_evidence(path: Path) -> dict[str, Any]:
     if recipe.method.data != "paired":
         raise BadInput("has labelled completions, and evidence compares margins of pairs", file=str(path))
     rows = _withdrawn_rows(store, recipe.name)
-    if not rows:
-        raise BadInput("no withdrawn row is there to be read: none was withdrawn, or `align gc` has erased the text")
     ref = store.read_ref(recipe.name, POLICY)
     if ref is None:
         raise BadInput(f"recipe {recipe.name} has no policy yet", file=str(path))
     policy = store.commit_of(ref.artifact)
-    if still := _trained_on(store, policy, set(rows)):
-        raise BadInput(f"the current policy was trained on {len(still)} of the rows: `align run` first", file=str(path))
+    first = "`align run` first"
+    if still := _trained_on(store, policy, set(rows) | read_withdrawn(store, recipe.name).rows):
+        raise BadInput(f"the current policy was trained on {len(still)} of the rows: {first}", file=str(path))
+    if _shards(store, policy).keys() & _withdrawn_shards(store, recipe.name):
+        raise BadInput(f"the current policy was trained on a withdrawn shard: {first}", file=str(path))
+    if not rows:
+        raise BadInput("no withdrawn row is there to be read: none was withdrawn, or `align gc` has erased the text")
     before, known = _policy_before(store, recipe.name, policy, set(rows))
-    chosen = [rows[row_id] for row_id in sorted(known)]
+    trained = _prompts_trained_on(store, policy)
+    chosen = [rows[row_id] for row_id in sorted(known) if _place(rows[row_id]) not in trained]
+    if not chosen:
+        why = f"other pairs of the prompts of all {len(known)} withdrawn rows are trained on, and leave a trace"
+        raise BadInput(f"{why}: of the rows themselves nothing can be said", file=str(path))
     sources = _sources(store, recipe, before, known)
     evidence = Evidence(
         recipe=recipe.name,
@@ -113,6 +124,7 @@ def measure_evidence(path: Path) -> dict[str, Any]:
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         after=_trace_under(store, recipe, policy, chosen, sources),
         before=_trace_or_none(store, recipe, before, chosen, sources),
+        siblings=len(known) - len(chosen),
     )
     store.replace(_path(store, policy.digest), evidence.model_dump_json(indent=1).encode())
     return about(evidence)
@@ -137,9 +149,7 @@ def _path(store: Store, policy: str) -> str:
 
 def _withdrawn_rows(store: Store, recipe: str) -> dict[str, PreferenceRow]:
     """The withdrawn pairs whose text some artifact still has, by id; of withdrawn shards every pair."""
-    withdrawn = read_withdrawn(store, recipe)
-    stones = (tombstone(store, recipe, "shards", shard) for shard in withdrawn.shards)
-    whole = {key for stone in stones if stone is not None for key in stone.artifacts}
+    withdrawn, whole = read_withdrawn(store, recipe), _withdrawn_shards(store, recipe)
     ids, rows = pa.array(sorted(withdrawn.rows), pa.string()), dict[str, PreferenceRow]()
     for commit in store.commits(SHARD):
         table = pq.read_table(io.BytesIO(store.read(commit.artifact, ROWS_FILE)))
@@ -147,6 +157,38 @@ def _withdrawn_rows(store: Store, recipe: str) -> dict[str, PreferenceRow]:
             table = table.filter(pc.is_in(table["row_id"], value_set=ids))
         rows |= {row.row_id: row for row in map(row_of, table.to_pylist()) if row.paired}
     return rows
+
+
+def _withdrawn_shards(store: Store, recipe: str) -> set[str]:
+    """Keys of the artifacts of withdrawn shards."""
+    stones = (tombstone(store, recipe, "shards", shard) for shard in read_withdrawn(store, recipe).shards)
+    return {key for stone in stones if stone is not None for key in stone.artifacts}
+
+
+def _shards(store: Store, policy: Commit) -> dict[str, Artifact]:
+    """By key, the shards that a policy was trained on, and the policies that its weights came from."""
+    manifests = (store.commit_of(trained.inputs["manifest"]) for trained in trainings_of(store.commit_of, policy))
+    pinned = (one for manifest in manifests for name, one in manifest.inputs.items() if name.startswith("shards."))
+    return {shard.key: shard for shard in pinned}
+
+
+def _prompts_trained_on(store: Store, policy: Commit) -> set[float]:
+    """Where the prompts stand that a policy was trained on pairs of (`split_at`)."""
+    trainings = trainings_of(store.commit_of, policy)
+    train = pa.array({row for trained in trainings for row in _train_rows(store, trained)}, pa.string())
+    found: set[float] = set()
+    for shard in _shards(store, policy).values():
+        with suppress(MissingArtifact):
+            file = pq.ParquetFile(io.BytesIO(store.read(shard, ROWS_FILE)))
+            place = [SPLIT_AT] if SPLIT_AT in file.schema_arrow.names else ["form", "prompt"]
+            table = file.read(["row_id", *place])
+            rows = table.filter(pc.is_in(table["row_id"], value_set=train)).to_pylist()
+            found |= {row[SPLIT_AT] if SPLIT_AT in row else split_at(row["prompt"], row["form"]) for row in rows}
+    return found
+
+
+def _place(row: PreferenceRow) -> float:
+    return split_at(row.prompt, row.form)
 
 
 def _trained_on(store: Store, policy: Commit, rows: set[str]) -> set[str]:
@@ -241,6 +283,7 @@ def _trace_under(
             ref_margin=pair.ref_chosen_logp - pair.ref_rejected_logp,
             tokens=pair.chosen_tokens + pair.rejected_tokens,
             source=of_unseen.get(pair.row_id, ""),
+            prompt=pair.prompt_id,
         )
         for pair in pairs
     ]
@@ -288,6 +331,7 @@ def _measure(
             ref_margin=under_start,
             tokens=sum(side.counted for side in pair),
             source=sources.get(row.row_id, ""),
+            prompt=str(_place(row)),
         )
         for (row, pair), under_policy, under_start in zip(kept, *margins, strict=True)
     ]

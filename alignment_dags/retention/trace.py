@@ -8,19 +8,21 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
-from eval.statistics import clustered_mean, mean_interval
+from eval.statistics import mean_interval, two_way_mean
 
 
 @dataclass(frozen=True)
 class Measured:
     """A pair under a policy: its margin in nats (the implicit reward of the chosen side minus the rejected side's), and
     what it is matched by: the start checkpoint's margin, the tokens of both sides, and the recipe's source that it is
-    of (empty where that is not known, and for a recipe with one source)."""
+    of (empty where that is not known, and for a recipe with one source). Pairs of one `prompt` are not independent;
+    None stands for a prompt of its own."""
 
     margin: float
     ref_margin: float
     tokens: int
     source: str = ""
+    prompt: str | None = None
 
 
 class Trace(BaseModel):
@@ -46,7 +48,7 @@ def trace(withdrawn: Sequence[Measured], unseen: Sequence[Measured]) -> Trace:
     unseen pair is matched among all. Raises `ValueError` without rows on either side.
 
     Sources may ask for opposite things, so that a pair of another source says nothing of what a row would be unseen.
-    Withdrawn rows with the same match are one cluster.
+    Rows are clustered by their prompt, and by that of their match.
     """
     if not withdrawn or not unseen:
         raise ValueError("nothing to compare")
@@ -63,7 +65,8 @@ def trace(withdrawn: Sequence[Measured], unseen: Sequence[Measured]) -> Trace:
 
     matches = [min(of, key=lambda at: distance(row, unseen[at])) for row, of in zip(withdrawn, peers, strict=True)]
     differences = [row.margin - unseen[at].margin for row, at in zip(withdrawn, matches, strict=True)]
-    interval = mean_interval(clustered_mean(differences, list(map(str, matches))))
+    prompts = [f"row {place}" if row.prompt is None else row.prompt for place, row in enumerate(withdrawn)]
+    interval = mean_interval(two_way_mean(differences, prompts, [unseen[at].prompt or str(at) for at in matches]))
     ranks = [_rank(row.margin, [unseen[at].margin for at in of]) for row, of in zip(withdrawn, peers, strict=True)]
     return Trace(
         rows=len(withdrawn),

@@ -10,6 +10,7 @@ from eval.statistics.means import (
     ratio_interval,
     repeats,
     share_difference,
+    two_way_mean,
     weighted_difference,
 )
 from eval.statistics.paired import paired_interval, score_interval, win_rate
@@ -47,6 +48,7 @@ __all__ = [
     "score_interval",
     "share_difference",
     "smallest_provable",
+    "two_way_mean",
     "verdict",
     "weighted_difference",
     "win_rate",

@@ -71,6 +71,21 @@ class Shares:
     width: float
 
 
+def two_way_mean(values: Sequence[float], first: Sequence[str], second: Sequence[str]) -> Mean:
+    """The mean with its standard error where values are alike within clusters of two kinds: the variance of both
+    minus that of their intersection (Cameron, Gelbach and Miller 2011, Journal of Business & Economic Statistics
+    29:238), at least the larger of the two. The degrees of freedom are those of the kind with fewer clusters."""
+    kinds = [clustered_mean(values, names) for names in (first, second)]
+    both = clustered_mean(values, [repr(names) for names in zip(first, second, strict=True)])
+    fewest = min(kinds, key=lambda mean: mean.clusters)
+    errors = [mean.stderr for mean in (*kinds, both)]
+    if None in errors:
+        return replace(fewest, stderr=None)
+    squares = [error**2 for error in errors if error is not None]
+    variance = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
+    return replace(fewest, stderr=math.sqrt(variance))
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean with its 95 % interval and the two-sided p-value against zero; None if they cannot be known.

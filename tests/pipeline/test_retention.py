@@ -155,6 +155,30 @@ def test_a_withdrawn_row_leaves_the_next_model_and_then_the_whole_home(
     assert places(home, PLANTED) != []
 
 
+def test_evidence_is_refused_where_it_would_say_nothing_of_the_rows(
+    recipe: Path, shard_folder: Path, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    """Another pair of the prompt is still trained on; or the current policy stands on a withdrawn shard, whose text is
+    gone."""
+    shard = shard_folder / "day-1.jsonl"
+    planted = next(json.loads(line) for line in shard.read_text().splitlines() if PLANTED in line)
+    planted["rejected"][-1]["content"] = "Another answer."
+    with shard.open("a") as file:
+        file.write(json.dumps(planted) + "\n")
+    upstream = read_now(bring_up_to_date(load_recipe(recipe)))
+    withdraw(recipe, [planted_row(upstream)], [], "asked by mail")
+    bring_up_to_date(load_recipe(recipe))
+    with pytest.raises(BadInput, match="other pairs of the prompts of all 1 withdrawn rows are trained on"):
+        measure_evidence(recipe)
+    withdraw(recipe, [], ["day-2"], "asked by mail")
+    refused = "the current policy was trained on"
+    with pytest.raises(BadInput, match=refused):
+        measure_evidence(recipe)
+    collect([recipe])
+    with pytest.raises(BadInput, match=refused):
+        measure_evidence(recipe)
+
+
 def test_the_rows_that_a_killed_training_mapped_into_memory_go_with_what_was_exported_and_told_to_mlflow(
     recipe: Path,
     home: Path,

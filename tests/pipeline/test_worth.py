@@ -18,7 +18,7 @@ from alignment.recipe import Recipe, load_recipe
 from alignment.stages import execute
 from alignment.stages.policy_logprobs import STAGE as POLICY_LOGPROBS
 from alignment.stages.policy_logprobs import PolicyLogprobsRequest
-from alignment.store import Ref
+from alignment.store import Artifact, Ref
 from alignment_dags.cli.models import lines
 from alignment_dags.cli.worth import show_certificate, show_sources
 from alignment_dags.recipes import derive
@@ -190,6 +190,13 @@ def test_what_was_withdrawn_from_a_recipe_is_withdrawn_from_those_that_are_deriv
     assert tombstone(store, "small_seed_1", "rows", "aa") == tombstone(store, "small", "rows", "aa")
 
 
+def places_of(policy: Artifact) -> tuple[int, int]:
+    """How many rows a policy was trained on, and how many were held out."""
+    table = pq.read_table(ArtifactStore().open().fetch(policy) / "training_rows.parquet", columns=["split"])
+    places = table["split"].to_pylist()
+    return places.count("train"), places.count("held_out")
+
+
 def test_the_champion_is_measured_on_rows_that_it_never_saw_before_they_train_anything(
     write: Callable[..., Path],
     finished: Callable[[Recipe], Upstream],
@@ -199,9 +206,13 @@ def test_the_champion_is_measured_on_rows_that_it_never_saw_before_they_train_an
     """The new rows ask for the opposite of what the champion learnt; each is scored once, as a reference's are."""
     champion = finished(load_recipe(write(gate=PASSES)))("policy_checkpoint")
     old = small_recipe["preferences"]["files"]
-    known = [json.loads(line) for line in Path(old[0]).read_text(encoding="utf-8").splitlines()][:6]
+    seen = [json.loads(line) for line in Path(old[0]).read_text(encoding="utf-8").splitlines()]
+    known, (trained, held_out) = seen[:6], places_of(champion)
+    assert trained + held_out == len({row["prompt"] for row in seen}) == len(seen) and held_out
     fresh = [{"prompt": f"Name {n}", "chosen": "No.", "rejected": f"It is {n}."} for n in range(100, 120)]
-    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*known, *fresh]), encoding="utf-8")
+    corrected = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in seen]
+    lines = "".join(json.dumps(row) + "\n" for row in [*known, *corrected, *fresh])
+    (tmp_path / "new.jsonl").write_text(lines, encoding="utf-8")
     asked = {"metrics": PASSES["metrics"] | {"new_rows/accuracy": {"at_least": 0.6}}}
     path = write(
         gate=asked,
@@ -214,7 +225,9 @@ def test_the_champion_is_measured_on_rows_that_it_never_saw_before_they_train_an
     made = store.commit_of(upstream("new_rows"))
     told = NewRowsSummary.of(made)
     assert made.inputs["checkpoint"] == champion != upstream("policy_checkpoint")
-    assert (told.new, told.measured, told.scored, told.dropped) == (20, 12, 24, 0), "known rows are not measured"
+    assert told.trained_prompts == trained, "of labels that were corrected the champion learnt the opposite"
+    new = 20 + held_out
+    assert (told.new, told.measured, told.scored, told.dropped) == (new, 12, 24, 0), "known rows are not measured"
     assert told.accuracy is not None and told.accuracy < 0.2 and told.held_out_accuracy is not None
     (finding,) = drift_guards().findings(store, made)
     assert not finding.passed and "look at the new data" in finding.sentence, finding.sentence
@@ -228,7 +241,7 @@ def test_the_champion_is_measured_on_rows_that_it_never_saw_before_they_train_an
     assert all(expected[pair.row_id]["chosen_logp"] == pair.chosen_logp for pair in pairs.pairs)
     every = next(node for node in workspace.nodes if node.name == "new_rows").request(upstream, None)
     whole = NewRowsSummary.of(execute(NEW_ROWS, every.model_copy(update={"max_rows": 1000}), store))
-    assert (whole.measured, whole.scored, whole.cache_hits) == (20, 0, 40), "no model pass for known sequences"
+    assert (whole.measured, whole.scored, whole.cache_hits) == (new, 0, 2 * new), "no model pass for known sequences"
 
     report = store.commit_of(upstream("evaluation_report"))
     assert report.inputs["new_rows"] == made.artifact

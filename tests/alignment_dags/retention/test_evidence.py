@@ -19,7 +19,7 @@ from alignment.stages.base_model import BaseModelRequest
 from alignment.stages.policy import DpoRequest
 from alignment.store import Artifact, Commit, Ref, Store
 from alignment_dags.retention.evidence import _policy_before, _sources, bits_of_start
-from alignment_dags.retention.trace import Measured, trace
+from alignment_dags.retention.trace import Measured, Trace, trace
 
 
 def drawn(rng: np.random.Generator, rows: int, shift: float = 0.0) -> list[Measured]:
@@ -62,6 +62,30 @@ def test_rows_are_matched_within_their_source_where_it_has_unseen_pairs() -> Non
     assert found.rank == pytest.approx(0.5, abs=0.12)
     mixed = trace([replace(row, source="gone") for row in rows], opposite + asks)
     assert mixed.low is not None and mixed.low > 0, "a source without unseen pairs is matched among all"
+
+
+@pytest.mark.parametrize("shared", ["prompt", "match"])
+def test_rows_of_one_prompt_and_rows_of_one_match_are_not_taken_for_independent(shared: str) -> None:
+    """Twelve prompts of five rows that differ little within a prompt; or sixty rows beside twelve unseen pairs."""
+    rng, wrong, naive = np.random.default_rng(9), 0, 0
+    prompts, unseen_pairs = (12, 400) if shared == "prompt" else (60, 12)
+    for _ in range(200):
+        unseen = [Measured(float(rng.normal()), float(rng.normal()), 100) for n in range(unseen_pairs)]
+        rows = [
+            Measured(shift + float(rng.normal(0, 0.4)), float(rng.normal()), 100, prompt=f"w{prompt}")
+            for prompt, shift in enumerate(rng.normal(0, 0.9, prompts).tolist())
+            for _ in range(60 // prompts)
+        ]
+        wrong += not _contains_zero(trace(rows, unseen))
+        alone = [replace(row, prompt=None) for row in rows]
+        naive += not _contains_zero(trace(alone, unseen))
+    assert wrong <= 20, "of 200, where 10 are expected"
+    assert shared == "match" or naive >= 30, "rows taken for independent"
+
+
+def _contains_zero(found: Trace) -> bool:
+    assert found.low is not None and found.high is not None
+    return found.low <= 0 <= found.high
 
 
 def test_one_row_has_no_interval_and_no_rows_have_no_trace() -> None:

@@ -7,17 +7,18 @@ a run is an error of the stage, and what must stop a promotion is a requirement 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pyarrow.parquet as pq
 
-from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard
+from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard, by_source
+from alignment.data.measure import measured_columns, pair_numbers
 from alignment.data.mixing import AGREED, BEYOND, NOT_SWEPT
 from alignment.data.rows import ROWS_FILE
-from alignment.data.statistics import GUARDS, IN_SUMMARY, Finding
+from alignment.data.statistics import GUARDS, IN_SUMMARY, Finding, PairNumbers
 from alignment.errors import CorruptArtifact, MissingArtifact, be, counted
 from alignment.methods import method_of
 from alignment.recipe.forward import TokenPolicy
@@ -110,9 +111,9 @@ DATA_GUARDS = {name: GUARDS[name] for name in IN_SUMMARY}
 """Name of each finding of `data_findings` to what holds where it passed."""
 
 
-def data_findings(summary: ManifestSummary) -> Sequence[Guard]:
-    """What the statistics in a manifest's summary say of the data."""
-    return [of_data(finding) for finding in summary.findings()]
+def data_findings(summary: ManifestSummary, pairs_of: Mapping[str, PairNumbers] | None = None) -> Sequence[Guard]:
+    """What the statistics in a manifest's summary say of the data, with those of each named source in `pairs_of`."""
+    return [of_data(finding) for finding in summary.findings(pairs_of)]
 
 
 def of_data(finding: Finding) -> Guard:
@@ -120,16 +121,37 @@ def of_data(finding: Finding) -> Guard:
     return Guard(finding.name, finding.passed, finding.sentence, finding.numbers)
 
 
-def manifest_guards() -> Guards:
-    """The guards of `preference_manifest`, the data's own among them."""
+def manifest_guards(sources: Collection[str] = ()) -> Guards:
+    """The guards of `preference_manifest`, the data's own among them; with the recipe's named `sources`, lengths are
+    judged source by source."""
 
     def find(store: Store, commit: Commit, deep: bool) -> list[Guard]:
         pinned = pinned_shards(store, commit.artifact)
         shards = [ShardSummary.of(store.commit_of(shard.shard)) for shard in pinned]
         manifest = ManifestSummary.of(commit)
-        return [quarantined(shards), dropped(manifest), left_out(manifest), *data_findings(manifest)]
+        pairs_of: dict[str, PairNumbers] = {}
+        with suppress(MissingArtifact):  # they are judged together then
+            pairs_of = pairs_by_source(store, pinned, sources)
+        return [quarantined(shards), dropped(manifest), left_out(manifest), *data_findings(manifest, pairs_of)]
 
     return Guards({**MANIFEST_GUARDS, **DATA_GUARDS}, find, MANIFEST_REMEDIES)
+
+
+def pairs_by_source(store: Store, shards: Iterable[ManifestShard], sources: Collection[str]) -> dict[str, PairNumbers]:
+    """Lengths and scores of each named source's pairs in a manifest; empty where its shards are not of several. Raises
+    `MissingArtifact` for a shard without numbers in its record whose files are gone."""
+    groups = by_source(((shard.name, shard) for shard in shards), sources)
+    numbers = {source: [_pair_numbers(store, shard) for shard in own] for source, own in groups.items()}
+    known = {source: [one for one in parts if one is not None] for source, parts in numbers.items()}
+    return {source: PairNumbers.together(parts) for source, parts in known.items() if parts}
+
+
+def _pair_numbers(store: Store, shard: ManifestShard) -> PairNumbers | None:
+    """From the shard's own summary; that of an earlier version is measured now."""
+    summary = ShardSummary.of(store.commit_of(shard.shard))
+    if summary.pairs is not None or summary.kind == "unpaired":
+        return summary.pairs
+    return pair_numbers(measured_columns(store.fetch(shard.shard)))
 
 
 def pinned_shards(store: Store, manifest: Artifact) -> list[ManifestShard]:

@@ -25,7 +25,7 @@ from assets.building.upstream import Upstream
 from assets.champion import registered_champion
 from assets.merge import is_usable, require_same
 from assets.policy_checkpoint import OF_CHAMPION
-from assets.preference_manifest import manifest
+from assets.preference_manifest import manifest, source_names
 from assets.preference_manifest import show as show_manifest
 from assets.reference_logprobs import scoring
 
@@ -66,7 +66,7 @@ def against_champion(recipe: Recipe, trained: str) -> Iterator[Node]:
         return first.model_copy(update={"references": dict.fromkeys(first.shards, scored)})
 
     def show(commit: Commit, folder: Path) -> Shown:
-        shown = show_manifest(commit, folder)
+        shown = show_manifest(commit, folder, source_names(recipe))
         return replace(shown, markdown={"reference": about.text, **shown.markdown})
 
     yield Node(
@@ -80,7 +80,7 @@ def against_champion(recipe: Recipe, trained: str) -> Iterator[Node]:
         pool=recipe.pools.reference,
     )
     description = "The pinned set with the champion as its reference; before there is one, with the SFT checkpoint."
-    yield replace(manifest(MANIFEST, description, (FIRST, LOGPROBS), pinned), show=show)
+    yield replace(manifest(recipe, MANIFEST, description, (FIRST, LOGPROBS), pinned), show=show)
 
 
 @dataclass

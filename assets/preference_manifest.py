@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alignment.data.manifest import by_source, read_manifest
 from alignment.data.mixing import Mix
 from alignment.data.overlap import strings_in
 from alignment.data.shards import mixes_of
 from alignment.data.sources import SuiteItems
+from alignment.data.statistics import BY_SOURCE
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
 from alignment.guards import manifest_guards
@@ -53,10 +56,11 @@ def preference_manifest(recipe: Recipe) -> Node:
     generated = () if recipe.generate is None else made
     pinned = "shards" if scored is None else "shards and their reference log-probs"
     description = f"The pinned set of {pinned}, and the train / held-out split."
-    return manifest("preference_manifest", description, (*from_source, *generated), request)
+    return manifest(recipe, "preference_manifest", description, (*from_source, *generated), request)
 
 
 def manifest(
+    recipe: Recipe,
     name: str,
     description: str,
     needs: tuple[str, ...],
@@ -71,9 +75,14 @@ def manifest(
         kinds=frozenset({"json", "parquet"}),
         needs=needs,
         request=request,
-        show=show,
-        guards=manifest_guards(),
+        show=partial(show, sources=source_names(recipe)),
+        guards=manifest_guards(source_names(recipe)),
     )
+
+
+def source_names(recipe: Recipe) -> tuple[str, ...]:
+    """The names of the recipe's sources; none where it has one without a name."""
+    return tuple(source.name for source in recipe.preferences.sources)
 
 
 def filters(recipe: Recipe) -> dict[str, Any]:
@@ -151,7 +160,7 @@ def chained_manifest(recipe: Recipe, name: str, logprobs: str, *, as_reference: 
 
     told = "" if share is None else f", of the training pairs the {share:.0%} that its start disagrees on most"
     description = f"The pinned set of this link: the shards, rows and split of preference_manifest{told}."
-    return manifest(name, description, ("preference_manifest", logprobs), request)
+    return manifest(recipe, name, description, ("preference_manifest", logprobs), request)
 
 
 def part_manifest(recipe: Recipe, name: str, most: int) -> Node:
@@ -161,7 +170,8 @@ def part_manifest(recipe: Recipe, name: str, most: int) -> Node:
         whole = ManifestRequest.model_validate_json(upstream.store.read(upstream("preference_manifest"), REQUEST_FILE))
         return whole.model_copy(update={"train_rows": TrainRows(most=most, seed=recipe.seed)})
 
-    return manifest(name, f"The pinned set with at most {most:,} training rows.", ("preference_manifest",), request)
+    about = f"The pinned set with at most {most:,} training rows."
+    return manifest(recipe, name, about, ("preference_manifest",), request)
 
 
 def decontaminated(recipe: Recipe) -> dict[str, SuiteItems] | None:
@@ -211,10 +221,13 @@ def evaluation_items(recipe: Recipe) -> dict[str, dict[str, list[str]]]:
     }
 
 
-def show(commit: Commit, folder: Path) -> Shown:
-    """What the numbers of the data say, and the shards that were left out, with the reason."""
+def show(commit: Commit, folder: Path, sources: Collection[str] = ()) -> Shown:
+    """What the numbers of the data say, and the shards that were left out, with the reason. Of several named `sources`
+    the guards say what lengths say of each, and the table says nothing of all together."""
     summary = ManifestSummary.of(commit)
-    shown = {"preference_data": findings_table(summary.findings())} if summary.findings() else {}
+    several = sources and by_source(((shard.name, shard) for shard in read_manifest(folder).shards), sources)
+    found = [each for each in summary.findings() if not several or each.name not in BY_SOURCE]
+    shown = {"preference_data": findings_table(found)} if found else {}
     if summary.left_out:
         shown["left_out"] = table(("shard", "reason"), sorted(summary.left_out.items()))
     return Shown(markdown=shown)

@@ -171,7 +171,7 @@ def round_manifest(sampling: Sampling) -> Node:
 
     description = f"The pinned set of round {sampling.round}: the pairs that were made for it."
     needs = (sampling.name("generated_shard"), *logprobs, *sampling.needs)
-    return manifest(sampling.name("preference_manifest"), description, needs, request)
+    return manifest(recipe, sampling.name("preference_manifest"), description, needs, request)
 
 
 def answers(recipe: Recipe, pools: Pools, settings: Rounds, number: int, comparisons: tuple[str, ...] = ()) -> Node:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +66,22 @@ def source_of(shard: str, sources: Collection[str]) -> str:
     """The one of several named sources that a shard is of; empty if it is of none of them."""
     lead = shard.partition("-")[0]  # a source's name has no hyphen, and leads its shards' names
     return lead if lead in sources else ""
+
+
+OTHERS = "other shards"
+"""What the shards of none of several named sources are told as, such as generated pairs; no source is called so."""
+
+
+T = TypeVar("T")
+
+
+def by_source(shards: Iterable[tuple[str, T]], sources: Collection[str]) -> dict[str, list[T]]:
+    """What is given with the shards' names, put together for each of several named sources, those of none of them under
+    `OTHERS`; empty unless there are two or more such groups."""
+    groups: dict[str, list[T]] = {}
+    for name, each in shards:
+        groups.setdefault(source_of(name, sources) or OTHERS, []).append(each)
+    return groups if len(groups) > 1 else {}
 
 
 def sources_of(split: Path | IO[bytes], rows: Collection[str], sources: Collection[str]) -> dict[str, str]:

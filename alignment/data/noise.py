@@ -16,7 +16,7 @@ Confident learning (Northcutt et al. 2021) rests on the same idea, with threshol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.data.assign import ShardFiles
+from alignment.data.manifest import by_source
 from alignment.data.measure import LOGPS, logps_a_token
 from alignment.data.rows import ROWS_FILE, SPLIT_AT, read_columns, split_at
 from alignment.data.statistics import NoiseNumbers
@@ -73,6 +74,17 @@ def estimate(shards: Sequence[ShardFiles], most: int = MOST_PAIRS) -> NoiseNumbe
     """The estimate for the pairs of some shards, or for about `most` of them, a part of every shard."""
     examples = read_examples(shards, min(1.0, most / max(1, sum(shard.rows for shard in shards))))
     return noise_of(examples)
+
+
+def estimates(
+    shards: Sequence[ShardFiles], sources: Collection[str], most: int = MOST_PAIRS
+) -> dict[str, NoiseNumbers]:
+    """The estimate for each of several named sources, by the pairs of that source alone: another may ask for the
+    opposite. A part of every shard where there are more than `most` pairs in all; empty where the shards are not of
+    several sources."""
+    share = most / max(1, sum(shard.rows for shard in shards))
+    groups = by_source(((shard.name, shard) for shard in shards), sources)
+    return {source: estimate(own, round(share * sum(shard.rows for shard in own))) for source, own in groups.items()}
 
 
 def noise_of(examples: Examples) -> NoiseNumbers:

@@ -7,9 +7,10 @@ Numbers are plain values that summaries keep; a finding is a pure function of th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -211,6 +212,22 @@ class NoiseNumbers(Numbers):
     agreement: float = 0.5
     swapped: dict[str, float] = Field(default_factory=dict)
 
+    @classmethod
+    def together(cls, parts: Sequence[NoiseNumbers]) -> NoiseNumbers:
+        """The share of flipped labels among the pairs of all parts, each estimated by itself; the interval has room for
+        every part being at the same end of its own."""
+
+        def mean(name: str) -> float:
+            return _mean([(getattr(part, name), part.pairs) for part in parts]) or 0.0
+
+        if not (pairs := sum(part.pairs for part in parts)):
+            return cls(swapped={name: share for part in parts for name, share in part.swapped.items()})
+        return cls(
+            pairs=pairs,
+            **{name: mean(name) for name in ("noise", "low", "high", "agreement")},
+            swapped={name: share for part in parts for name, share in part.swapped.items()},
+        )
+
 
 # Findings.
 
@@ -239,6 +256,8 @@ GUARDS = {
 """Name of a finding to what holds where it passed, in the order of `findings`."""
 IN_SUMMARY = ("length_bias", "length_reward", "score_order", "contradictions", "distribution_shift")
 """Findings that the summary of a manifest has the numbers for."""
+BY_SOURCE = ("length_bias", "length_reward")
+"""Those of them that judge each of several named sources by itself."""
 
 
 def findings(
@@ -248,19 +267,53 @@ def findings(
     near: NearNumbers | None = None,
     overlap: OverlapNumbers | None = None,
     noise: NoiseNumbers | None = None,
+    pairs_of: Mapping[str, PairNumbers] = MappingProxyType({}),
+    noise_of: Mapping[str, NoiseNumbers] = MappingProxyType({}),
 ) -> list[Finding]:
-    """A finding for everything that was measured; `contradictory` is (such rows, rows)."""
+    """A finding for everything that was measured; `contradictory` is (such rows, rows).
+
+    `pairs_of` and `noise_of` have the numbers of each of several named sources. Sources may ask for different things,
+    so lengths and labels are then judged source by source, and `pairs` and `noise` are only told.
+    """
     found: list[Finding | None] = []
     if pairs is not None:
-        found += [length_bias(pairs), length_reward(pairs), score_order(pairs)]
+        found += [of_sources(one(pairs), finding_of_each(one, pairs_of)) for one in (length_bias, length_reward)]
+        found.append(score_order(pairs))
     if contradictory is not None:
         found.append(contradictions(*contradictory))
     found.append(None if logps is None else shift(logps))
     found.append(None if near is None else near_duplicates(near))
     found.append(None if overlap is None else contamination(overlap))
     if noise is not None:
-        found += [swapped_shards(noise), label_noise(noise)]
+        found.append(swapped_shards(noise, named=bool(noise_of)))
+        found.append(of_sources(label_noise(noise), finding_of_each(label_noise, noise_of)))
     return [finding for finding in found if finding is not None]
+
+
+N = TypeVar("N", bound=Numbers)
+
+
+def finding_of_each(finding_of: Callable[[N], Finding | None], numbers_of: Mapping[str, N]) -> dict[str, Finding]:
+    """The finding on each source's numbers, where there is one."""
+    return {source: found for source, numbers in numbers_of.items() if (found := finding_of(numbers)) is not None}
+
+
+def of_sources(together: Finding | None, each: Mapping[str, Finding]) -> Finding | None:
+    """One finding of those on each of several sources, by source: red if one of them is, which is told first.
+
+    `together` is the finding on all pairs. It stands where no source has `ENOUGH` pairs for one of its own; else its
+    numbers are kept beside theirs, which are called `<source>/<number>`.
+    """
+    if together is None or all(found.numbers["pairs"] < ENOUGH for found in each.values()):
+        return together
+    told = sorted(each.items(), key=lambda named: named[1].passed)
+    numbers = {f"{source}/{name}": value for source, found in each.items() for name, value in found.numbers.items()}
+    return Finding(
+        together.name,
+        all(found.passed for found in each.values()),
+        "; ".join(f"{source}: {found.sentence}" for source, found in told),
+        {**together.numbers, **numbers},
+    )
 
 
 def length_bias(numbers: PairNumbers) -> Finding | None:
@@ -381,16 +434,22 @@ def contamination(numbers: OverlapNumbers) -> Finding | None:
     )
 
 
-def swapped_shards(numbers: NoiseNumbers) -> Finding:
-    """Shards whose labels say the opposite of all others'."""
+def swapped_shards(numbers: NoiseNumbers, named: bool = False) -> Finding:
+    """Shards whose labels say the opposite of all others'; with `named` sources, of the others' of their source."""
     if not numbers.swapped:
-        return Finding("swapped_shards", True, "no shard says the opposite of the others")
-    named = ", ".join(f"{name} (agrees in {_percent(share)})" for name, share in sorted(numbers.swapped.items()))
+        return Finding(
+            "swapped_shards", True, f"no shard says the opposite of the others{' of its source' if named else ''}"
+        )
+    shards = ", ".join(f"{name} (agrees in {_percent(share)})" for name, share in sorted(numbers.swapped.items()))
+    cause = (
+        "there" if named else "there, or these are of a source with another taste: name it under preferences.sources"
+    )
     return Finding(
         "swapped_shards",
         False,
-        f"the labels of {named} say the opposite of the other shards': chosen and rejected are probably swapped there;"
-        " mend the file, or withdraw it with `align prefs withdraw --shard`",
+        f"the labels of {shards} say the opposite of the other shards'{' of the same source' if named else ''}: chosen"
+        f" and rejected are probably swapped {cause}; mend the file, or withdraw it with"
+        " `align prefs withdraw --shard`",
         dict(numbers.swapped),
     )
 
@@ -407,7 +466,7 @@ def label_noise(numbers: NoiseNumbers) -> Finding:
             ": take a loss that expects it, cdpo or ipo (cdpo with a label_smoothing near the estimate), or"
             " have the pairs judged again"
         )
-    told = {"noise": numbers.noise, "low": numbers.low, "high": numbers.high, "agreement": numbers.agreement}
+    told = {name: getattr(numbers, name) for name in ("pairs", "noise", "low", "high", "agreement")}
     return Finding("label_noise", passed, sentence, told)
 
 

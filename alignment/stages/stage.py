@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path, PurePosixPath
@@ -323,11 +323,12 @@ class ManifestSummary(Summary):
     reference_logps: LogpNumbers | None = None
     """Of all scored pairs of the shards; None without a reference."""
 
-    def findings(self) -> list[Finding]:
-        """What the numbers say of the data; nothing for a record of an earlier version."""
+    def findings(self, pairs_of: Mapping[str, PairNumbers] | None = None) -> list[Finding]:
+        """What the numbers say of the data, with those of each of several named sources in `pairs_of`; nothing for a
+        record of an earlier version."""
         kept = (self.train or 0) + (self.held_out or 0)
         contradictory = None if self.contradictory is None else (self.contradictory, kept)
-        return findings(self.pairs, contradictory, self.reference_logps)
+        return findings(self.pairs, contradictory, self.reference_logps, pairs_of=pairs_of or {})
 
 
 class ReferenceSummary(Summary):

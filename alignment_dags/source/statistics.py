@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from alignment.data.assign import ShardFiles, assign
 from alignment.data.files import expand
-from alignment.data.manifest import read_manifest
+from alignment.data.manifest import by_source, read_manifest
 from alignment.data.measure import (
     LOGPS,
     Contradictions,
@@ -28,12 +28,12 @@ from alignment.data.measure import (
     measured_columns,
     pair_numbers,
 )
-from alignment.data.noise import MOST_PAIRS, estimate
+from alignment.data.noise import MOST_PAIRS, estimate, estimates
 from alignment.data.overlap import ItemRuns, overlap, overlap_numbers
 from alignment.data.readers import Record, read_records
 from alignment.data.rows import CHOSEN_LENGTH, PAIR_ID, REJECTED_LENGTH, ROWS_FILE, read_columns, write_rows
 from alignment.data.shards import shard_names
-from alignment.data.statistics import LogpNumbers, NearNumbers, PairNumbers, findings
+from alignment.data.statistics import LogpNumbers, NearNumbers, NoiseNumbers, PairNumbers, findings
 from alignment.data.validate import Validation, most_common
 from alignment.data.words import near_duplicates
 from alignment.errors import BadInput, counted
@@ -58,6 +58,11 @@ class Data:
     shards: list[ShardFiles]
     recipe: Recipe | None
     source: str
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of the recipe's sources; none without a recipe, and where it has one without a name."""
+        return [] if self.recipe is None else [source.name for source in self.recipe.preferences.sources]
 
 
 @contextmanager
@@ -159,6 +164,9 @@ def measure(data: Data, items: Mapping[str, Mapping[str, list[str]]], picture: P
                 logps[shard.name] = known
     known_parts = [part for part in parts if part is not None]
     pairs = PairNumbers.together(known_parts) if known_parts else None
+    named = zip((shard.name for shard in shards), parts, strict=True)
+    by_name = by_source(((name, part) for name, part in named if part is not None), data.sources)
+    pairs_of = {source: PairNumbers.together(own) for source, own in by_name.items()}
     reference = LogpNumbers.together(logps) if logps else None
     overlaps = None
     if items:
@@ -171,7 +179,7 @@ def measure(data: Data, items: Mapping[str, Mapping[str, list[str]]], picture: P
         picture.write_bytes(distributions_png(drawn.ratios, drawn.margins, reference))
     examples = pa.array(contradictions.examples, pa.uint64())
     turned = (pc.is_in(measured_columns(shard.folder, PAIR_ID)[PAIR_ID], examples) for shard in shards)
-    found = findings(pairs, (contradictory, contradictions.rows), reference, repeated, overlaps)
+    found = findings(pairs, (contradictory, contradictions.rows), reference, repeated, overlaps, pairs_of=pairs_of)
     return {
         "source": data.source,
         "shards": len(shards),
@@ -194,15 +202,19 @@ def _pieces(near: npt.NDArray[np.uint8], sizes: list[int]) -> Iterator[pa.Array]
 
 
 def noise(named: list[str], most: int = MOST_PAIRS) -> dict[str, Any]:
-    """The estimate of flipped labels and its findings as plain data."""
+    """The estimate of flipped labels and its findings as plain data; where the recipe names several sources, that of
+    each as `sources`, and what they come to for all pairs."""
     with data_of(named) as data:
-        numbers = estimate(data.shards, most)
+        by_name = estimates(data.shards, data.sources, most)
+        numbers = NoiseNumbers.together(list(by_name.values())) if by_name else estimate(data.shards, most)
         if not numbers.pairs and not numbers.swapped:
             raise BadInput("no pairs: label noise is estimated from a chosen and a rejected answer", file=named[0])
-        found = findings(noise=numbers)
+        found = findings(noise=numbers, noise_of=by_name)
+        each = {source: own.model_dump(mode="json") for source, own in by_name.items()}
         return {
             "source": data.source,
             **numbers.model_dump(mode="json"),
+            **({"sources": each} if each else {}),
             "findings": [asdict(finding) for finding in found],
         }
 

@@ -31,6 +31,7 @@ from alignment.stages.preference_manifest import STAGE as MANIFEST
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.stages.stage import ManifestSummary, PolicySummary, ShardSummary
 from alignment.store import Artifact, Store
+from alignment.store.erase import erase
 
 
 def shard(rows: int, lost: int, **reasons: int) -> ShardSummary:
@@ -68,6 +69,36 @@ def test_what_the_datas_statistics_say_are_guards_of_the_manifest_by_name(store:
     assert all(named[name] == of_data(finding) for name, finding in said.items())
     assert named["score_order"].sentence == "not measured here"
     assert named["rows_quarantined"].sentence == "0 of 20 rows are quarantined (0.0 %)"
+
+
+def test_named_sources_whose_shards_an_earlier_version_made_are_measured_for_their_guards(store: Store) -> None:
+    def rows(name: str, longer: int) -> list[Any]:
+        return [paired_row(f"{name} {n}", "yes yes" if n < longer else "y", "no no", "f", n + 1) for n in range(50)]
+
+    shards = {
+        f"{name}-a": made(
+            store,
+            "preference_shard",
+            {"rows": 50, "kind": "paired", "source_rows": longer},
+            lambda out, name=name, longer=longer: write_rows(out / "rows.parquet", rows(name, longer)),
+        )
+        for name, longer in (("long", 49), ("concise", 1))
+    }
+    manifest = store.commit_of(execute(MANIFEST, ManifestRequest(shards=shards, held_out_fraction=0.0), store).artifact)
+
+    def length_bias(*sources: str) -> Guard:
+        return {guard.name: guard for guard in manifest_guards(sources).findings(store, manifest)}["length_bias"]
+
+    assert length_bias().passed and length_bias("long").numbers["long/chosen_longer"] == 0.98
+    red = length_bias("long", "concise")
+    assert not red.passed
+    assert {name: red.numbers[name] for name in ("chosen_longer", "long/chosen_longer", "concise/chosen_longer")} == {
+        "chosen_longer": 0.5,
+        "long/chosen_longer": 0.98,
+        "concise/chosen_longer": 0.02,
+    }
+    erase(store, store.commit_of(shards["long-a"]), ["rows.parquet"], "asked for")
+    assert length_bias("long", "concise") == length_bias(), "what is gone cannot be measured, and stops nothing"
 
 
 def test_agreement_says_how_far_the_start_was_from_its_reference() -> None:

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from alignment.data.manifest import by_source
 from alignment.data.measure import Contradictions, LogpCounts, pair_numbers
-from alignment.data.statistics import LogpNumbers, PairNumbers, findings, label_noise, shift
+from alignment.data.statistics import Finding, LogpNumbers, PairNumbers, findings, label_noise, shift, swapped_shards
 from alignment.data.statistics import NoiseNumbers as Noise
 
 scores = st.one_of(st.none(), st.floats(-5, 5))
@@ -132,3 +133,106 @@ def test_noise_that_cannot_be_told_is_said_so_and_passes(tmp_path: Path) -> None
     assert label_noise(Noise(pairs=90, noise=0.3, low=0.0, high=0.5)).passed
     assert label_noise(Noise(pairs=900, noise=0.12, low=0.1, high=0.14)).passed
     assert not label_noise(Noise(pairs=900, noise=0.2, low=0.18, high=0.22)).passed
+
+
+def of_sources(**numbers: PairNumbers) -> dict[str, Finding]:
+    found = findings(PairNumbers.together(list(numbers.values())), pairs_of=numbers)
+    return {finding.name: finding for finding in found}
+
+
+def lengths(pairs: int, chosen_longer: float) -> PairNumbers:
+    return PairNumbers(
+        pairs=pairs, of_two_lengths=pairs, chosen_longer=chosen_longer, chosen_length=200, rejected_length=100
+    )
+
+
+def test_two_sources_whose_lengths_alone_tell_the_answers_apart_are_red_where_all_pairs_are_even() -> None:
+    numbers = {"long": lengths(500, 0.98), "concise": lengths(500, 0.024)}
+    assert findings(PairNumbers.together(list(numbers.values())))[0].passed, "50 % of all pairs"
+    found = of_sources(**numbers)["length_bias"]
+    assert not found.passed
+    assert "long: the chosen answer is the longer one in 98 % of the pairs" in found.sentence
+    assert "concise: the chosen answer is the longer one in 2.4 % of the pairs" in found.sentence
+    assert found.numbers["chosen_longer"] == pytest.approx(0.502)
+    assert (found.numbers["long/chosen_longer"], found.numbers["concise/chosen_longer"]) == (0.98, 0.024)
+
+
+def test_the_red_source_is_told_first_and_an_even_one_is_not_blamed() -> None:
+    found = of_sources(even=lengths(500, 0.5), long=lengths(100, 0.98))["length_bias"]
+    assert not found.passed and found.sentence.startswith("long: ")
+    assert found.sentence.endswith(
+        "even: the chosen answer is the longer one in 50 % of the pairs (means 200 and 100 characters)"
+    )
+
+
+def test_sources_that_are_all_too_small_are_judged_together() -> None:
+    few = {f"s{number}": lengths(20, 0.98) for number in range(5)}
+    assert of_sources(**few)["length_bias"] == findings(PairNumbers.together(list(few.values())))[0]
+    assert not of_sources(**few)["length_bias"].passed
+
+
+def two_scales(correlations: tuple[float, float], gap: float) -> dict[str, PairNumbers]:
+    """500 pairs with scores of 1 to 10, whose chosen answer is `gap` characters longer, and 500 with scores of 0 to 1,
+    whose is as much shorter; each with its correlation of margin and length."""
+    scales = {"tens": (5.0, 2.0, gap), "ones": (0.5, 0.2, -gap)}
+    return {
+        name: PairNumbers(
+            pairs=500,
+            scored=500,
+            margin_length_correlation=correlation,
+            margin_mean=mean,
+            margin_sd=sd,
+            gap_mean=own_gap,
+            gap_sd=20.0,
+        )
+        for (name, (mean, sd, own_gap)), correlation in zip(scales.items(), correlations, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("correlations", "gap", "together", "passed"),
+    [((-0.03, -0.02), 33.0, 0.72, True), ((0.80, 0.80), -1.0, 0.29, False)],
+)
+def test_scores_of_two_scales_are_judged_each_by_itself(
+    correlations: tuple[float, float], gap: float, together: float, passed: bool
+) -> None:
+    numbers = two_scales(correlations, gap)
+    pooled = findings(PairNumbers.together(list(numbers.values())))[0]
+    assert pooled.numbers["correlation"] == pytest.approx(together, abs=0.005) and pooled.passed is not passed
+    found = of_sources(**numbers)["length_reward"]
+    assert found.passed is passed
+    assert found.numbers["correlation"] == pooled.numbers["correlation"], "the number of all pairs is kept"
+    for name, correlation in zip(numbers, correlations, strict=True):
+        assert (
+            f"{name}: the scores' margin correlates with the difference in length at {correlation:+.2f}"
+            in found.sentence
+        )
+
+
+def test_shards_of_no_named_source_are_a_group_and_one_group_is_none() -> None:
+    shards = [("a-x", 1), ("b-y", 2), ("a-z", 3), ("generated", 4)]
+    assert by_source(shards, ("a", "b")) == {"a": [1, 3], "b": [2], "other shards": [4]}
+    assert by_source(shards, ()) == {}
+    assert by_source(shards[:1], ("a", "b")) == {}
+
+
+def test_flipped_labels_of_all_pairs_are_the_mean_of_the_sources_and_a_red_source_is_named() -> None:
+    parts = {
+        "a": Noise(pairs=900, noise=0.0, low=0.0, high=0.1, agreement=0.9, swapped={"a-1": 0.1}),
+        "b": Noise(pairs=300, noise=0.2, low=0.16, high=0.24, agreement=0.7),
+    }
+    together = Noise.together(list(parts.values()))
+    assert together.model_dump() == {
+        "pairs": 1200,
+        "noise": pytest.approx(0.05),
+        "low": pytest.approx(0.04),
+        "high": pytest.approx(0.135),
+        "agreement": pytest.approx(0.85),
+        "swapped": {"a-1": 0.1},
+    }
+    shards, labels = findings(noise=together, noise_of=parts)
+    assert "say the opposite of the other shards' of the same source" in shards.sentence
+    assert "another taste" not in shards.sentence and "another taste" in swapped_shards(together).sentence
+    assert not labels.passed and labels.sentence.startswith("b: about 20 % of 300 labels are flipped")
+    assert labels.sentence.endswith("a: about 0 % of 900 labels are flipped (95 % interval 0 % to 10 %)")
+    assert Noise.together([Noise(), Noise()]) == Noise()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,107 @@ def test_flipped_labels_are_told_with_an_interval_and_a_remedy(align: Align, tmp
     assert "cdpo or ipo" in wrong["sentence"]
     code, out, _ = align("prefs", "noise", *map(str, paths))
     assert (code, "LOOK  label noise: about 2" in out) == (0, True)
+
+
+def tasted(draw: random.Random, count: int, concise: bool) -> list[dict[str, str]]:
+    """Pairs of a long and a short answer of random words; 80 % of the labels follow the taste."""
+    words = [f"w{number}" for number in range(200)]
+    pairs = []
+    for _ in range(count):
+        long, short = (" ".join(draw.choices(words, k=draw.randint(*size))) for size in ((25, 45), (5, 15)))
+        chosen, rejected = (short, long) if concise == (draw.random() < 0.8) else (long, short)
+        pairs.append({"prompt": f"p{draw.random()}", "chosen": chosen, "rejected": rejected})
+    return pairs
+
+
+@pytest.fixture
+def two_tastes(tmp_path: Path) -> dict[str, list[str]]:
+    """1,500 pairs that prefer long answers in 3 files, and 600 that prefer concise ones in 2."""
+    draw, files = random.Random(0), dict[str, list[str]]()
+    for name, parts, count in (("long", 3, 500), ("concise", 2, 300)):
+        for part in range(parts):
+            path = tmp_path / f"{name}-{part}.jsonl"
+            records = tasted(draw, count, name == "concise")
+            path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+            files.setdefault(name, []).append(str(path))
+    return files
+
+
+def of_sources(recipe: Path, files: dict[str, list[str]]) -> Path:
+    written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    written["preferences"] = [{"name": name, "files": own} for name, own in files.items()]
+    recipe.write_text(yaml.safe_dump(written), encoding="utf-8")
+    return recipe
+
+
+def test_a_named_source_with_another_taste_is_not_called_swapped(
+    align: Align, recipe: Path, two_tastes: dict[str, list[str]]
+) -> None:
+    code, out, _ = align("prefs", "noise", *(file for own in two_tastes.values() for file in own), "--json")
+    told = json.loads(out)
+    assert (code, set(told["swapped"]), told["pairs"], "sources" in told) == (
+        0,
+        {"concise-0", "concise-1"},
+        1500,
+        False,
+    )
+    assert "or these are of a source with another taste: name it under preferences.sources" in out
+
+    code, out, err = align("prefs", "noise", str(of_sources(recipe, two_tastes)), "--json")
+    told = json.loads(out)
+    assert (code, told["swapped"], told["pairs"]) == (0, {}, 2100), err
+    assert {name: own["pairs"] for name, own in told["sources"].items()} == {"long": 1500, "concise": 600}
+    for own in told["sources"].values():
+        assert own["agreement"] == pytest.approx(0.8, abs=0.04)
+        assert own["low"] <= 0.2 <= own["high"]
+    shards, labels = told["findings"]
+    assert shards["passed"] and shards["sentence"] == "no shard says the opposite of the others of its source"
+    assert not labels["passed"] and "long: about " in labels["sentence"] and "concise: about " in labels["sentence"]
+
+
+def test_a_shard_that_is_swapped_within_its_named_source_is_still_found(
+    align: Align, recipe: Path, two_tastes: dict[str, list[str]], tmp_path: Path
+) -> None:
+    turned = tmp_path / "turned.jsonl"
+    records = tasted(random.Random(1), 300, concise=False)
+    turned.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    two_tastes["concise"].append(str(turned))
+    _, out, _ = align("prefs", "noise", str(of_sources(recipe, two_tastes)), "--json")
+    told = json.loads(out)
+    assert set(told["swapped"]) == {"concise-turned"}
+    assert "the other shards' of the same source" in told["findings"][0]["sentence"]
+    assert {name: own["pairs"] for name, own in told["sources"].items()} == {"long": 1500, "concise": 600}
+
+
+def test_lengths_are_judged_source_by_source_by_command_and_guard(align: Align, recipe: Path, tmp_path: Path) -> None:
+    files = {}
+    for name, longer in (("long", 49), ("concise", 1)):
+        pairs = [
+            {"prompt": f"{name} {n}", "chosen": "yes " * (3 if n < longer else 1), "rejected": "no no"}
+            for n in range(50)
+        ]
+        files[name] = [str(tmp_path / f"{name}.jsonl")]
+        Path(files[name][0]).write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    _, out, _ = align("prefs", "stats", *(own[0] for own in files.values()), "--json")
+    together = {finding["name"]: finding for finding in json.loads(out)["findings"]}["length_bias"]
+    assert together["passed"] and together["numbers"]["chosen_longer"] == 0.5, "nobody said that there are two sources"
+
+    mine = load_recipe(of_sources(recipe, files))
+    build(mine)
+    _, out, err = align("prefs", "stats", str(recipe), "--json")
+    told = {finding["name"]: finding for finding in json.loads(out)["findings"]}["length_bias"]
+    store = ArtifactStore().open()
+    (node,) = [node for node in nodes_of(mine, load_pools()) if node.name == "preference_manifest"]
+    ref = store.read_ref(mine.name, "preference_manifest")
+    assert ref is not None and node.guards is not None
+    commit = store.commit_of(ref.artifact)
+    guard = {guard.name: guard for guard in node.guards.findings(store, commit)}["length_bias"]
+    assert (guard.passed, guard.sentence, guard.numbers) == (False, told["sentence"], told["numbers"]), err
+    assert "long: the chosen answer is the longer one in 98 % of the pairs" in guard.sentence
+    assert "concise: the chosen answer is the longer one in 2.0 % of the pairs" in guard.sentence
+    assert commit.summary["pairs"]["chosen_longer"] == guard.numbers["chosen_longer"] == 0.5, "as it is recorded"
+    table = node.show(commit, store.fetch(ref.artifact)).markdown["preference_data"]
+    assert "contradictions" in table and "length bias" not in table, "the guard says it of each source"
 
 
 @pytest.mark.parametrize("verb", ["stats", "noise"])

@@ -20,6 +20,7 @@ from eval.suites.rows import read_rows
 
 QUESTIONS = 80
 """Questions a suite that both judges are compared on by default: MT-Bench's number."""
+UNDECIDED = "undecided (the verdicts differ, but both judges may see the same difference)"
 
 
 def sides_of(suite: str, files: Sequence[str | Path]) -> list[Side]:
@@ -157,11 +158,12 @@ def show_succession(result: dict[str, Any]) -> None:
             spread = "" if noise["verbosity_stderr"] is None else f" (standard error {noise['verbosity_stderr']:.4f})"
             print(f"  per 1000 characters more, against the old judge: {noise['verbosity']:+.4f}{spread}")
         for past in one["verdicts"]:
-            changed = "CHANGED" if past["changed"] else "stands"
-            print(f"  {past['baseline']} -> {past['candidate']}, {past['n']} turns: {changed}")
+            words = "CHANGED" if past["changed"] else UNDECIDED if past["undecided"] else "stands"
+            print(f"  {past['baseline']} -> {past['candidate']}, {past['n']} turns: {words}")
             for judge in ("old", "new"):
                 ends = _ends(past[f"{judge}_ci95"])
                 print(f"    {judge}: {past[f'{judge}_difference']:+.4f} {ends} {past[f'{judge}_verdict']}")
+            print(f"    new - old: {past['shift']:+.4f} {_ends(past['shift_ci95'])}")
     if result["too_few"]:
         print(f"\nnothing is claimed of {', '.join(result['too_few'])}")
     print(f"\nnew judgments: {result['out']}")

@@ -9,8 +9,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +22,8 @@ from pydantic import BaseModel, ConfigDict
 
 from alignment.digest import json_digest
 from alignment.errors import BadInput, did_you_mean, did_you_mean_beside
-from eval.statistics import win_rate
+from eval.statistics import Interval, Mean, mean_interval, ratio_interval, score_interval
+from eval.statistics.paired import HALF, few_differ, score_statistic
 from eval.suites.rows import read_rows
 
 PAGE_FILE, VOTES_FILE = "vote.html", "votes.csv"
@@ -192,50 +196,83 @@ def _cell(value: Any) -> str:
 def result_of(key: Key, votes: Sequence[Vote]) -> dict[str, Any]:
     """The win rate of `b` over `a` with its 95 % interval, clustered by prompt; ties count half.
 
-    Items with identical answers are one tie each. `verdict` is `b` or `a` if the interval excludes one half, else
-    `undecided`. `agreement` is the share of pairs of votes on one pair that agree; None without such. Raises `BadInput`
-    without any vote, and for two votes of one person on one pair.
+    Each pair counts once, with the mean of its votes, and items with identical answers are ties (`rate_of`), so the
+    rate does not depend on how many voted. `votes`, `wins`, `losses` and `ties` count votes. `verdict` is `b` or `a` if
+    the interval excludes one half, else `undecided`. `agreement` is the share of pairs of votes on one pair that agree;
+    None without such. Raises `BadInput` without any vote, and for two votes of one person on one pair.
     """
     if not votes:
         raise BadInput("no votes: fill the column vote with left, right or tie")
     seen: set[tuple[str, str]] = set()
-    outcomes: list[float] = []
-    clusters: list[str] = []
     of_pair: dict[str, list[float]] = {}
     for vote in votes:
         if (vote.pair, vote.voter) in seen:
             raise BadInput(f"{vote.voter} voted on {vote.pair} in two files: give the last one alone", field="VOTES")
         seen.add((vote.pair, vote.voter))
-        pair = key.pairs[vote.pair]
-        right_is_b = pair.left == "a"
-        outcome = 0.5 if vote.vote == "tie" else float((vote.vote == "right") == right_is_b)
-        outcomes.append(outcome)
-        clusters.append(pair.cluster)
+        right_is_b = key.pairs[vote.pair].left == "a"
+        outcome = HALF if vote.vote == "tie" else float((vote.vote == "right") == right_is_b)
         of_pair.setdefault(vote.pair, []).append(outcome)
-    voted = len(outcomes)
-    outcomes += [0.5] * len(key.identical)
-    clusters += list(key.identical.values())
-    found = win_rate(outcomes, clusters)
+    outcomes = [outcome for given in of_pair.values() for outcome in given]
+    found = rate_of(key, {pair: math.fsum(given) / len(given) for pair, given in of_pair.items()})
     twice = [one == other for given in of_pair.values() for one, other in combinations(given, 2)]
     low, high = found.low, found.high
-    decided = low is not None and high is not None and (low > 0.5 or high < 0.5)
+    decided = low is not None and high is not None and (low > HALF or high < HALF)
     return {
         "a": key.a,
         "b": key.b,
         "items": key.items,
-        "votes": voted,
+        "votes": len(outcomes),
         "voters": len({vote.voter for vote in votes}),
         "pairs": len(key.pairs),
         "pairs_voted": len(of_pair),
-        "wins": sum(one == 1.0 for one in outcomes),
-        "losses": sum(one == 0.0 for one in outcomes),
-        "ties": sum(one == 0.5 for one in outcomes) - len(key.identical),
+        "wins": outcomes.count(1.0),
+        "losses": outcomes.count(0.0),
+        "ties": outcomes.count(HALF),
         "identical": len(key.identical),
         "left_out": key.left_out,
         "win_rate": found.mean.value,
         "ci95": None if low is None or high is None else [low, high],
         "p_value": found.p_value,
-        "verdict": "undecided" if not decided else "b" if found.mean.value > 0.5 else "a",
+        "verdict": "undecided" if not decided else "b" if found.mean.value > HALF else "a",
         "agreement": sum(twice) / len(twice) if twice else None,
         "digests": dict(key.digests),
     }
+
+
+def rate_of(key: Key, outcomes: Mapping[str, float]) -> Interval:
+    """The win rate over all items of a ballot, from the outcomes (0 to 1) of the pairs that were voted on.
+
+    The pairs voted on stand for all pairs, so an item with identical answers is a tie with the weight pairs voted on /
+    pairs: the two kinds of items then have the shares that they have on the ballot. The p-value is against one half.
+    The interval is Student's t on the standard error of this ratio, clustered by prompt, with the degrees of freedom of
+    the pairs that were voted on. If most of these agree, or hardly any item is no tie, it is Tango's score interval as
+    in `eval.statistics.paired`, on as many pairs as the weights come to, and so it is no point if one side always wins.
+    """
+    gains = [outcome - HALF for outcome in outcomes.values()]
+    prompts = [key.pairs[pair].cluster for pair in outcomes]
+    same = list(key.identical.values())
+    values, clusters = gains + [0.0] * len(same), prompts + same
+    weights = [1.0] * len(gains) + [len(gains) / len(key.pairs)] * len(same)
+    weighted = [weight * value for weight, value in zip(weights, values, strict=True)]
+    mean = ratio_interval(weighted, weights, clusters).mean
+    if mean.clusters < 2:
+        found = Interval(mean, None, None, None)
+    elif few_differ(gains, prompts) or few_differ(values, clusters):
+        found = _score_interval(mean, weighted, weights, clusters)
+    else:
+        found = mean_interval(replace(mean, clusters=len(set(prompts))))
+    low, high = (None if end is None else end + HALF for end in (found.low, found.high))
+    return Interval(replace(mean, value=mean.value + HALF), low, high, found.p_value)
+
+
+def _score_interval(
+    mean: Mean, weighted: Sequence[float], weights: Sequence[float], clusters: Sequence[str]
+) -> Interval:
+    """Tango's interval of a weighted mean gain between −½ and ½; an item of weight w is worth w items."""
+    total, sizes = math.fsum(weights), Counter(clusters)
+    gained, lost = (math.fsum(max(sign * gain, 0.0) for gain in weighted) / (total * HALF) for sign in (1, -1))
+    # Kish's (Σm)²/Σm² for clusters of m items, where each item is counted with its weight
+    pairs = total * total / math.fsum(weight * sizes[of] for weight, of in zip(weights, clusters, strict=True))
+    low, high = score_interval(gained, lost, pairs)
+    p_value = math.erfc(abs(score_statistic(gained, lost, pairs, 0.0)) / math.sqrt(2))
+    return Interval(mean, low * HALF, high * HALF, p_value)

@@ -1,8 +1,9 @@
 """A judge succeeds another: what both say of the same stored answers, and whether past verdicts would stand.
 
 Decisions outlive their judge. The old judge's judgments are stored, with the exact text that it was shown, so the old
-judge need not answer any more: the new one is asked the same questions. Scores of two judges are never compared with
-each other. Each judge compares two models by its own scores, and the two verdicts are set side by side.
+judge need not answer any more: the new one is asked the same questions. One model's scores by one judge are never
+compared with another model's by the other. Each judge compares two models by its own scores. The two verdicts are set
+side by side, and so are the two differences: two judges of the same worth often have different verdicts by chance.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from itertools import combinations
 from pydantic import BaseModel, ConfigDict
 
 from alignment.errors import BadInput
-from eval.gate.compare import MetricComparison, compare_samples, default_margin
+from eval.gate.compare import compare_samples, default_margin
 from eval.judge.judgment import HIGHEST, LOWEST, REFUSAL_PROMPT, SAFETY_PROMPT, Judgment, Question
 from eval.judge.prompts import Prompts
-from eval.statistics import ComparisonVerdict, clustered_mean, paired_interval, verdict
+from eval.statistics import ComparisonVerdict, Interval, Mean, clustered_mean, paired_interval, verdict
 from eval.suites.samples import Sample
 
 ENOUGH = 10
@@ -29,6 +30,8 @@ ENOUGH = 10
 CLOSE = 1.0
 """Ratings that differ by at most so much count as close."""
 TIE = 0.5
+OPPOSITE = {"improved", "regressed"}
+"""Two verdicts of which at most one is right."""
 
 Place = tuple[str, int, int]
 """Question id, turn and game."""
@@ -95,9 +98,13 @@ class Noise(BaseModel):
 
 
 class PastVerdict(BaseModel):
-    """Two models compared by each judge's own scores of the same answers. `changed`: the verdicts differ.
+    """Two models compared by each judge's own scores of the same answers.
 
-    `new_ci95` is widened by the judge's noise where that was asked for.
+    `shift` is the new judge's difference minus the old judge's, on the metric's scale, paired by turn; its 95 %
+    interval is clustered by question, and None for fewer than two questions. `changed`: the verdicts differ, and either
+    this interval excludes 0 or one judge says improved and the other regressed. `undecided`: the verdicts differ, and
+    the two differences may be equal. `new_ci95` and `shift_ci95` are widened by the new judge's noise where that was
+    asked for.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -111,7 +118,10 @@ class PastVerdict(BaseModel):
     new_difference: float
     new_ci95: tuple[float, float] | None
     new_verdict: ComparisonVerdict
+    shift: float
+    shift_ci95: tuple[float, float] | None
     changed: bool
+    undecided: bool
 
 
 class Agreement(BaseModel):
@@ -178,7 +188,7 @@ def agreement(
     verdicts = []
     for baseline, candidate in wanted:
         longer = _mean_difference(lengths[baseline], lengths[candidate]) / 1000
-        one = _past(baseline, candidate, tables, metric, (noise, longer) if widen else None)
+        one = _past(baseline, candidate, tables, metric, width, (noise, longer) if widen else None)
         verdicts += [] if one is None else [one]
     return Agreement(
         suite=sides[0].suite,
@@ -263,6 +273,7 @@ def _past(
     candidate: str,
     tables: Mapping[str, tuple[list[Sample], list[Sample]]],
     metric: str,
+    width: float,
     noise: tuple[Noise, float] | None,
 ) -> PastVerdict | None:
     """The comparison of two sides by each judge; None if they share no turn that both judges have read."""
@@ -274,10 +285,16 @@ def _past(
         for judge in (0, 1)
     )
     ends, judged = new.ci95, new.verdict
+    shift = _shift(tables[baseline], tables[candidate], width)
+    apart = None if shift.low is None or shift.high is None else (shift.low, shift.high)
+    if noise is not None and apart is not None:
+        apart = _widened(shift.mean, apart, *noise)
     if noise is not None and ends is not None:
-        ends = _widened(new, ends, *noise)
+        ends = _widened(new.difference_interval().mean, ends, *noise)
         widened = replace(new.difference_interval(), low=ends[0], high=ends[1])
         judged = verdict(widened, 0.0 if new.width is None else default_margin(new.width))
+    differ = apart is not None and not apart[0] <= 0 <= apart[1]
+    changed = old.verdict != judged and (differ or {old.verdict, judged} == OPPOSITE)
     return PastVerdict(
         baseline=baseline,
         candidate=candidate,
@@ -288,23 +305,42 @@ def _past(
         new_difference=new.difference,
         new_ci95=ends,
         new_verdict=judged,
-        changed=old.verdict != judged,
+        shift=shift.mean.value,
+        shift_ci95=apart,
+        changed=changed,
+        undecided=old.verdict != judged and not changed,
     )
 
 
-def _widened(
-    comparison: MetricComparison, ends: tuple[float, float], noise: Noise, longer: float
-) -> tuple[float, float]:
-    """The interval in which the difference would lie if the new judge judged both sides again, and if the old judge
-    were right about length.
+def _shift(
+    baseline: tuple[list[Sample], list[Sample]], candidate: tuple[list[Sample], list[Sample]], width: float
+) -> Interval:
+    """The difference that the new judge sees minus the one that the old judge sees, over the turns that both sides
+    have. It may be up to twice the scale's `width`, but hardly ever is more than once: where few questions differ, the
+    score interval takes the width, or the largest value if that is more."""
+    before, after = _offsets(baseline), _offsets(candidate)
+    clusters = {one.id: one.cluster for one in baseline[0] if one.id in after}
+    values = [after[turn] - before[turn] for turn in clusters]
+    return paired_interval(values, list(clusters.values()), max(width, *map(abs, values)))
+
+
+def _offsets(by_judge: tuple[list[Sample], list[Sample]]) -> dict[str, float]:
+    """The new judge's value minus the old judge's, by turn."""
+    pairs = zip(*by_judge, strict=True)
+    return {old.id: new.value - old.value for old, new in pairs if old.value is not None and new.value is not None}
+
+
+def _widened(mean: Mean, ends: tuple[float, float], noise: Noise, longer: float) -> tuple[float, float]:
+    """The interval in which a difference of the new judge, or this minus the old judge's, would lie if the new judge
+    judged both sides again, and if the old judge were right about length.
 
     The standard error of two further draws a turn, √(2 sd² / n), is added in squares. What the judges' taste for length
     makes of the mean difference in length, |slope × Δ|, is added to both ends, because nobody knows which of them is
     right.
     """
-    again = 1.96 * math.sqrt(2 / comparison.n) * (noise.repeat_sd or 0.0)
+    again = 1.96 * math.sqrt(2 / mean.n) * (noise.repeat_sd or 0.0)
     taste = abs((noise.verbosity or 0.0) * longer)
-    middle, low, high = comparison.difference, *ends
+    middle, low, high = mean.value, *ends
     return middle - math.hypot(middle - low, again) - taste, middle + math.hypot(high - middle, again) + taste
 
 

@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import pytest
 
 from alignment.errors import BadInput
 from alignment.recipe import Judge
-from eval.gate.succession import Side, sampled
+from eval.gate.succession import Agreement, Side, agreement, sampled
 from eval.judge.judgment import Judgment
 from eval.judge.prompts import default_prompts
-from eval.succession import sides_of, succeed
+from eval.succession import show_succession, sides_of, succeed
 from eval.suites.rows import read_records, write_records
 
 SECONDS = 0.5
@@ -103,6 +104,78 @@ def test_past_verdicts_are_made_again_by_the_new_judge_and_never_across(server: 
     assert verdicts["champion", "policy"]["changed"]
     # across the judges the policy would have lost to everybody
     assert abs(verdicts["sft", "policy"]["new_difference"]) < 1.0 < abs(one["offset"])
+
+
+ERROR = 0.7
+"""Standard deviation of a judge's rating of an answer, on the scale from 1 to 10."""
+
+
+def said_of(old: dict[str, list[float]], new: dict[str, list[float]]) -> Agreement:
+    """What is said of two judges' ratings of the same sides, question by question."""
+    sides = [judged(name, ratings) for name, ratings in old.items()]
+    answers = {
+        (side.name, one.place): replace(one, judge="new", text=f"[[{rating:g}]]")
+        for side in sides
+        for one, rating in zip(side.judgments, new[side.name], strict=True)
+    }
+    return agreement(sides, answers)
+
+
+def drawn(draw: random.Random, by_old: float, by_new: float) -> Agreement:
+    """Two judges with the same error on 80 questions, of which each sees the policy ahead by so much."""
+    old, new = (
+        {side: [5.0 + more + draw.gauss(0, ERROR) for _ in range(80)] for side, more in (("sft", 0.0), ("policy", by))}
+        for by in (by_old, by_new)
+    )
+    return said_of(old, new)
+
+
+@pytest.mark.parametrize("ahead", [0.0, 0.3, 0.45])
+def test_a_verdict_is_not_changed_by_a_judge_that_differs_by_chance(ahead: float) -> None:
+    draw = random.Random(0)
+    said = [drawn(draw, ahead, ahead).verdicts[0] for _ in range(200)]
+    assert sum(past.changed for past in said) <= 16
+    assert all((past.old_verdict != past.new_verdict) == (past.changed or past.undecided) for past in said)
+    if ahead == 0.3:
+        assert sum(past.undecided for past in said) > 40, "the two verdicts alone differ often"
+
+
+@pytest.mark.parametrize(("by_old", "by_new"), [(0.6, 0.0), (0.0, 0.6), (0.3, -0.3)])
+def test_a_verdict_is_changed_by_a_judge_that_sees_another_difference(by_old: float, by_new: float) -> None:
+    draw = random.Random(0)
+    said = [drawn(draw, by_old, by_new).verdicts[0] for _ in range(100)]
+    assert sum(past.changed for past in said) > 80
+    assert statistics.fmean(past.shift for past in said) == pytest.approx(by_new - by_old, abs=0.05)
+    ends = [past.shift_ci95 for past in said if past.shift_ci95 is not None]
+    assert sum(low <= by_new - by_old <= high for low, high in ends) >= 90
+
+
+def test_opposite_verdicts_are_a_change_also_where_their_difference_is_no_proof() -> None:
+    gains = [0.5, 0.0] * 20
+    old = {"sft": [5.0] * 40, "policy": [5.0 + gain for gain in gains]}
+    new = {"sft": [5.0] * 40, "policy": [4.5 + gain for gain in gains]}
+    (past,) = said_of(old, new).verdicts
+    assert (past.old_verdict, past.new_verdict, past.shift) == ("improved", "regressed", -0.5)
+    assert past.shift_ci95 is not None and past.shift_ci95[0] < -0.5 < 0 < past.shift_ci95[1]
+    assert past.changed and not past.undecided
+
+
+def test_what_is_said_of_a_verdict_is_one_of_three_things(capsys: pytest.CaptureFixture[str]) -> None:
+    draw, shown = random.Random(0), {}
+    while len(shown) < 3:
+        one = drawn(draw, 0.4, draw.choice([0.4, 0.0]))
+        (past,) = one.verdicts
+        kind = "changed" if past.changed else "undecided" if past.undecided else "stands"
+        told = {"old": "old", "new": "new", "out": "n.jsonl", "suites": [one.model_dump(mode="json")], "too_few": []}
+        show_succession(told)
+        out = capsys.readouterr().out
+        assert f"    new - old: {past.shift:+.4f} [" in out
+        shown[kind] = out.partition("sft -> policy, 80 turns: ")[2].partition("\n")[0]
+    assert shown == {
+        "stands": "stands",
+        "changed": "CHANGED",
+        "undecided": "undecided (the verdicts differ, but both judges may see the same difference)",
+    }
 
 
 def test_repeats_and_verbosity_are_measured_and_widen_the_interval_on_request(server: Any, tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 
 from alignment.errors import BadInput
 from eval.statistics import win_rate
-from eval.votes import COLUMNS, Key, Question, Vote, blind, read_key, read_votes, result_of, write_ballot
+from eval.votes import COLUMNS, Key, Pair, Question, Vote, blind, rate_of, read_key, read_votes, result_of, write_ballot
 from tests.browser import WIDTHS, Look, look
 
 QUESTIONS = [Question(id=str(n), turns=(f"Question {n}?",)) for n in range(40)]
@@ -109,6 +111,77 @@ def test_equal_answers_are_ties_and_nobody_votes_on_them() -> None:
         blind(QUESTIONS, A, A, NAMES, "x", 0, None)
     with pytest.raises(BadInput, match="no item has an answer of both"):
         blind(QUESTIONS, A, {}, NAMES, "x", 0, None)
+
+
+def half_identical(count: int) -> Key:
+    """A ballot of which the first half of the items has different answers, and the second half equal ones."""
+    questions = [Question(id=str(n), turns=(f"Question {n}?",)) for n in range(count)]
+    first = {question.id: (f"first {question.id}",) for question in questions}
+    second = {question.id: (f"second {question.id}",) for question in questions[: count // 2]}
+    return blind(questions, first, first | second, NAMES, "x", 0, None)[0]
+
+
+@pytest.mark.parametrize(("voters", "reached"), [(1, 100), (1, 20), (3, 100), (5, 100)])
+def test_the_win_rate_does_not_depend_on_how_many_voted(voters: int, reached: int) -> None:
+    key = half_identical(200)
+    names = list(key.pairs)[:reached]
+    lost = names[::10]
+    won = [name for name in names if name not in lost]
+    votes = [
+        vote for n in range(voters) for vote in votes_for(key, "b", won, f"v{n}") + votes_for(key, "a", lost, f"v{n}")
+    ]
+    result = result_of(key, votes)
+    assert (result["votes"], result["pairs_voted"], len(key.identical)) == (voters * reached, reached, 100)
+    assert result["win_rate"] == pytest.approx(0.7)  # 90 % of the open half, and one half of the other
+    low, high = result["ci95"]
+    assert 0.5 < low < 0.7 < high < 0.9 and result["verdict"] == "b"
+    if reached == 100:
+        whole = win_rate([1.0] * 90 + [0.0] * 10 + [0.5] * 100, [str(n) for n in range(200)])
+        assert (low, high) == pytest.approx((whole.low, whole.high), abs=1e-3)
+    else:
+        assert high - low > 0.09, "a fifth of the pairs is less evidence"
+
+
+def test_a_pair_on_which_voters_differ_counts_once_with_their_mean() -> None:
+    key, _ = ballot()
+    first, *others = key.pairs
+    votes = votes_for(key, "b", others[:19]) + votes_for(key, "a", others[19:])
+    for n in range(4):
+        votes += votes_for(key, "b" if n else "a", [first], f"v{n}")
+    result = result_of(key, votes)
+    assert result["win_rate"] == pytest.approx((19 + 0.75) / 40)
+    assert (result["wins"], result["losses"], result["votes"]) == (22, 21, 43)
+
+
+@pytest.mark.parametrize("reached", [1, 2, 9, 10, 40])
+def test_an_interval_is_no_point_if_one_side_always_wins(reached: int) -> None:
+    key = half_identical(80)
+    won, lost = (result_of(key, votes_for(key, side, list(key.pairs)[:reached])) for side in "ba")
+    assert (won["win_rate"], lost["win_rate"]) == (0.75, 0.25)
+    assert won["ci95"][0] < 0.7 and 0.78 < won["ci95"][1] <= 1
+    assert [1 - end for end in reversed(won["ci95"])] == pytest.approx(lost["ci95"])
+    assert (won["verdict"] == "b") is (won["p_value"] < 0.05) is (reached > 3)
+
+
+@pytest.mark.parametrize(
+    ("open_share", "wins", "reached"), [(0.5, 0.9, 20), (0.5, 0.9, 100), (0.8, 0.6, 40), (0.3, 0.95, 15)]
+)
+def test_the_interval_covers_the_win_rate_of_items_drawn_at_random(
+    open_share: float, wins: float, reached: int
+) -> None:
+    draw, covered, rates = random.Random(0), 0, []
+    for _ in range(2000):
+        names = [f"p{n}" for n in range(sum(draw.random() < open_share for _ in range(200)))]
+        pairs = {name: Pair(item=name, cluster=name, left="a") for name in names}
+        same = {f"i{n}": f"i{n}" for n in range(200 - len(names))}
+        key = Key(ballot="x", a="a", b="b", items="x", seed=0, pairs=pairs, identical=same)
+        found = rate_of(key, {name: float(draw.random() < wins) for name in names[:reached]})
+        assert found.low is not None and found.high is not None
+        truth = 0.5 + open_share * (wins - 0.5)
+        covered += found.low <= truth <= found.high
+        rates.append(found.mean.value - truth)
+    assert statistics.fmean(rates) == pytest.approx(0.0, abs=3 * statistics.stdev(rates) / 2000**0.5)
+    assert covered >= 0.93 * 2000
 
 
 def test_a_file_of_votes_is_read_or_refused_with_its_row(tmp_path: Path) -> None:

@@ -98,18 +98,21 @@ def measure_evidence(path: Path) -> dict[str, Any]:
     recipe, store = load_recipe(path), ArtifactStore().open()
     if recipe.method.data != "paired":
         raise BadInput("has labelled completions, and evidence compares margins of pairs", file=str(path))
-    rows = _withdrawn_rows(store, recipe.name)
+    withdrawn, rows = read_withdrawn(store, recipe.name), _withdrawn_rows(store, recipe.name)
+    nothing = "no withdrawn row is there to be read: none was withdrawn, or `align gc` has erased the text"
+    if not withdrawn.rows and not withdrawn.shards:
+        raise BadInput(nothing)
     ref = store.read_ref(recipe.name, POLICY)
     if ref is None:
         raise BadInput(f"recipe {recipe.name} has no policy yet", file=str(path))
     policy = store.commit_of(ref.artifact)
     first = "`align run` first"
-    if still := _trained_on(store, policy, set(rows) | read_withdrawn(store, recipe.name).rows):
+    if still := _trained_on(store, policy, set(rows) | withdrawn.rows):
         raise BadInput(f"the current policy was trained on {len(still)} of the rows: {first}", file=str(path))
     if _shards(store, policy).keys() & _withdrawn_shards(store, recipe.name):
         raise BadInput(f"the current policy was trained on a withdrawn shard: {first}", file=str(path))
     if not rows:
-        raise BadInput("no withdrawn row is there to be read: none was withdrawn, or `align gc` has erased the text")
+        raise BadInput(nothing)
     before, known = _policy_before(store, recipe.name, policy, set(rows))
     trained = _prompts_trained_on(store, policy)
     chosen = [rows[row_id] for row_id in sorted(known) if _place(rows[row_id]) not in trained]

@@ -45,6 +45,7 @@ def suite_spec(name: str, suite: Suite) -> SuiteSpec:
         baseline_answers=pinned("baseline_answers"),
         scored_by=getattr(suite, "scored_by", "rules"),
         tasks=tasks,
+        sample_seed=suite.sample_seed,
     )
 
 

@@ -16,6 +16,8 @@ from alignment.recipe.data import Section, VariableName
 class Suite(Section):
     """Settings that every suite has."""
 
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"sample_seed"})
+
     data: str | None = None
     """Data file in the suite's published format: JSON lines, CSV or Parquet."""
     hub: str | None = None
@@ -28,6 +30,9 @@ class Suite(Section):
     """Split on the hub that the items come from."""
     limit: int | None = Field(default=None, ge=1)
     """Number of items to ask, chosen by a seeded sample; null asks all."""
+    sample_seed: int | None = None
+    """Seed of the sample that `limit` takes; null takes the recipe's. With it, recipes of different seeds ask the same
+    items."""
     max_new_tokens: int = Field(default=512, ge=1)
     """Longest answer in tokens; a longer answer is cut there and scored as it is."""
     temperature: float | None = Field(default=None, ge=0, le=10)
@@ -46,6 +51,8 @@ class Suite(Section):
             raise ValueError(f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
         if self.hub is None and (self.revision or self.config or getattr(self, "few_shot_split", None)):
             raise ValueError("revision, config and few_shot_split go with hub")
+        if self.sample_seed is not None and self.limit is None:
+            raise ValueError("sample_seed goes with limit: without it all items are asked")
         return self
 
 
@@ -165,7 +172,7 @@ class LmEvalTask(Published):
     config, category or task) names the task that an item belongs to.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"include_path"})
+    absent_by_default: ClassVar[frozenset[str]] = Suite.absent_by_default | {"include_path"}
 
     include_path: str | None = None
     """Folder of your own tasks in lm-eval's YAML form, one of which has this suite's name; null takes lm-eval's own.

@@ -70,6 +70,7 @@ def show_sources(result: dict[str, Any]) -> None:
     if rows:
         print(columns(("source", "rows", "metric", "n", "value", "95 % interval", "p (Holm)"), rows))
         print("value: the policy of all sources minus the one without this source, on the same items")
+        print("p: corrected over all sources and metrics; each policy is one training, with training noise of its own")
 
 
 def sources(

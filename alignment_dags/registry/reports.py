@@ -12,7 +12,7 @@ from alignment.recipe import Recipe, load_recipe
 from alignment.stages.stage import PolicySummary
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment_dags.nights.records import NightBook
-from alignment_dags.registry.sources import values
+from alignment_dags.registry.sources import effect, values
 from alignment_dags.retention.evidence import evidence_of
 from assets.building.upstream import Upstream
 from assets.certificate import Certified, certificate_of
@@ -112,6 +112,9 @@ def worth_of(recipe: Recipe, store: Store, versions: list[Version]) -> Worth:
     )
 
 
+COLOURS = {"harm": "regressed", "good": "improved", None: ""}
+
+
 def _sources(recipe: Recipe, store: Store) -> Iterator[SourceLine]:
     """The values of the sources that policies were trained without; none where a report is lacking."""
     without = {source.name: f"{recipe.name}_without_{source.name}" for source in recipe.preferences.sources}
@@ -129,7 +132,7 @@ def _sources(recipe: Recipe, store: Store) -> Iterator[SourceLine]:
                 value=_signed(value["difference"]),
                 interval="too few items" if value["ci95"] is None else f"{_signed(low)} to {_signed(high)}",
                 corrected="–" if value["p_holm"] is None else probability(value["p_holm"]),
-                verdict="regressed" if high < 0 else "improved" if low > 0 else "",
+                verdict=COLOURS[effect(value)],
             )
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from alignment.errors import BadInput, did_you_mean, first_few, no_such
 from alignment.recipe import Recipe, load_recipe
+from alignment.recipe.evaluation import section_of
 from alignment.store import Commit, Store
 from alignment_dags.nights.worth import price_of
 from alignment_dags.recipes import derived
 from alignment_dags.registry.sources import ALONE, POLICY, Run, Say, lacks_policy, price_told, run_alone, run_each
 from alignment_dags.run.workspace import Workspace
 from assets.certificate import Certificate, Certified, Noise, Published, about, certificate_of, keep_certificate
-from eval.gate.baselines import PublishedFigure, read_baselines
+from eval.gate.baselines import WrittenFigure, read_written
+from eval.gate.compare import width_by_name
 from eval.gate.metrics import METRICS, PREFERENCES, headline
 from eval.stages.evaluation_report import ReportSummary
 from eval.statistics import repeats
@@ -36,15 +36,17 @@ def reproduce(
 
     Figures are those of `model` (by default the recipe's name) in the file `published`, or in the recipe's
     `evals.baselines`, or in baselines/<recipe>.csv beside the recipe. A figure of what the recipe does not measure is
-    named and passed over. Returns `policies`, `to_train`, `seconds` and
-    `price`, and the `certificate` (with `dry_run` the one that is there, if any). Raises `BadInput` for a model that
-    the file does not have.
+    named and passed over. Every seed asks the recipe's own questions, where these are not embedded.
+
+    Returns `policies`, `to_train`, `seconds` and `price`, and the `certificate` (with `dry_run` the one that is there,
+    if any). Raises `BadInput` for a model that the file does not have, and for a figure in per cent of a metric whose
+    values are fractions.
     """
     ensure_home()
     recipe = load_recipe(path)
     figures = figures_of(recipe, path, published, model)
     numbers = [recipe.seed + step for step in range(seeds)]
-    every = [derived(path, [*ALONE, f"seed={number}"], f"{recipe.name}_seed_{number}") for number in numbers]
+    every = [derived(path, [*ALONE, *with_seed(recipe, number)], f"{recipe.name}_seed_{number}") for number in numbers]
     to_train = sum(map(lacks_policy, every))
     first = "sft_checkpoint" if recipe.sft and recipe.sft.dataset else "preference_manifest"
     seconds, price = (
@@ -58,7 +60,7 @@ def reproduce(
         "price": price,
     }
     say(price_told(result))
-    if foreign := [figure.metric for figure in figures if figure.metric not in measured_by(recipe)]:
+    if foreign := [one.figure.metric for one in figures if one.figure.metric not in measured_by(recipe)]:
         say(f"published figures that this recipe does not measure: {first_few(foreign)}")
     store = ArtifactStore().open()
     if dry_run:
@@ -71,7 +73,23 @@ def reproduce(
     return result | {"certificate": about(certificate)}
 
 
-def figures_of(recipe: Recipe, path: Path, published: Path | None, model: str | None) -> list[PublishedFigure]:
+def with_seed(recipe: Recipe, seed: int) -> list[str]:
+    """Changes by which a recipe runs with another seed and asks the questions that it asks with its own.
+
+    The seed also draws the items that a `limit` leaves. Other items would make the certificate's spread that of the
+    questions, which is there without any training. Embedded questions are generated from the seed and stay so.
+    """
+    if seed == recipe.seed:
+        return [f"seed={seed}"]  # the requests are then the recipe's own, and what they made is there
+    sampled = (
+        section_of(name, suite)
+        for name, suite in recipe.evals.selected().items()
+        if suite.limit is not None and suite.sample_seed is None and not suite.embedded
+    )
+    return [f"seed={seed}", *(f"{section}.sample_seed={recipe.seed}" for section in sampled)]
+
+
+def figures_of(recipe: Recipe, path: Path, published: Path | None, model: str | None) -> list[WrittenFigure]:
     """The published figures of what the recipe reproduces."""
     beside = path.parent / "baselines" / f"{recipe.name}.csv"
     file = (
@@ -83,17 +101,30 @@ def figures_of(recipe: Recipe, path: Path, published: Path | None, model: str | 
         return []
     if published is not None and not published.is_file():
         raise BadInput(no_such("file", published), file=str(published), field="--published")
-    known = read_baselines(file)
-    mine = [figure for figure in known if figure.model == (model or recipe.name)]
+    known = read_written(file)
+    mine = [one for one in known if one.figure.model == (model or recipe.name)]
     if not mine and (model is not None or published is not None):
-        names = {figure.model for figure in known}
+        names = {one.figure.model for one in known}
         told = did_you_mean(model or recipe.name, names) or f"; it has {', '.join(sorted(names))}"
         raise BadInput(f"has no model '{model or recipe.name}'{told}; --model names one", file=str(file), field="model")
     measured = measured_by(recipe)
-    if mine and not any(figure.metric in measured for figure in mine):
-        told = f"the recipe measures no {mine[0].metric}{did_you_mean(mine[0].metric, measured)}"
-        raise BadInput(f"{told}, nor any other figure of {mine[0].model}", file=str(file), field="metric")
+    if mine and not any(one.figure.metric in measured for one in mine):
+        first = mine[0].figure
+        told = f"the recipe measures no {first.metric}{did_you_mean(first.metric, measured)}"
+        raise BadInput(f"{told}, nor any other figure of {first.model}", file=str(file), field="metric")
+    for one in mine:
+        if one.figure.metric in measured:  # what a name tells of a scale is told before anything is trained
+            one.refuse_other_scale(_width(recipe, one.figure.metric))
     return mine
+
+
+def _width(recipe: Recipe, named: str) -> float | None:
+    """The width of the scale of `suite/metric`, or of a suite's main metric, as far as the names tell it."""
+    suite, _, metric = named.partition("/")
+    if suite == PREFERENCES:
+        return None if metric == "margin" else 1.0
+    metrics = suite_of(recipe.evals, suite).metrics
+    return width_by_name(suite, metric or headline(suite, metrics)) if metric or metrics else None
 
 
 def measured_by(recipe: Recipe) -> set[str]:
@@ -105,7 +136,7 @@ def measured_by(recipe: Recipe) -> set[str]:
 
 
 def certify(
-    store: Store, recipe: Recipe, by_seed: dict[int, str], figures: Sequence[PublishedFigure] = ()
+    store: Store, recipe: Recipe, by_seed: dict[int, str], figures: Sequence[WrittenFigure] = ()
 ) -> Certificate:
     """The certificate of recipes that are the same but for their seeds, whose reports are there; the first is about."""
     reports = {seed: _report(store, name) for seed, name in by_seed.items()}
@@ -130,7 +161,7 @@ def certify(
 
 
 def _certified(
-    suite: str, metric: str, own_seed: int, summaries: dict[int, ReportSummary], figures: Sequence[PublishedFigure]
+    suite: str, metric: str, own_seed: int, summaries: dict[int, ReportSummary], figures: Sequence[WrittenFigure]
 ) -> Certified:
     compared = {seed: summary.comparisons[suite][metric] for seed, summary in summaries.items()}
     values = {seed: one.own_of("candidate").mean for seed, one in compared.items()}
@@ -138,6 +169,9 @@ def _certified(
     names = {f"{suite}/{metric}"} | (
         {suite} if headline(suite, summaries[own_seed].comparisons[suite]) == metric else set()
     )
+    mine = [one for one in figures if one.figure.metric in names]
+    for one in mine:
+        one.refuse_other_scale(compared[own_seed].width)
     return Certified(
         metric=f"{suite}/{metric}",
         values=values,
@@ -150,21 +184,14 @@ def _certified(
         noise=NOISE[repeats(others).has(values[own_seed], 1e-12) if others else None],
         published=[
             Published(
-                model=figure.model,
-                value=figure.value,
-                source=figure.source,
-                noise=NOISE[runs.has(figure.value, half_a_digit(figure.value))],
+                model=one.figure.model,
+                value=one.figure.value,
+                source=one.figure.source,
+                noise=NOISE[runs.has(one.figure.value, one.half_a_digit)],
             )
-            for figure in figures
-            if figure.metric in names
+            for one in mine
         ],
     )
-
-
-def half_a_digit(value: float) -> float:
-    """What a figure may be off by its rounding: half a unit of its last digit, so 0.0005 of 0.728."""
-    exponent = Decimal(repr(value)).as_tuple().exponent
-    return 0.5 * math.pow(10, int(exponent) if isinstance(exponent, int) else 0)
 
 
 def _report(store: Store, name: str) -> Commit:

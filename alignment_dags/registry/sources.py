@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from alignment.data.manifest import read_manifest
 from alignment.errors import BadInput, be, counted, did_you_mean
@@ -38,6 +38,8 @@ ALONE = ("gate=none", "publish=null", "alerts=null")
 """Changes of a recipe that is run for its results: nothing of it is registered, published or told to anybody."""
 LORA_RATE = 10
 """An adapter takes about ten times the learning rate of full training (Schulman et al. 2025, "LoRA Without Regret")."""
+LEVEL = 0.05
+"""A source is said to do harm, or good, if the p-value that is corrected over all sources and metrics is below this."""
 SHOWN = ("n", "difference", "stderr", "ci95", "p_value")
 
 
@@ -132,9 +134,9 @@ def price_told(result: Mapping[str, Any]) -> str:
 
 
 def values(store: Store, whole: str, without: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Each source's value by metric, the worst source first: one with a value whose interval lies below zero, then by
-    the first metric, which is that of the first suite or the margin on held-out pairs of the other sources, and where
-    sources are alike in it by the next. `p_holm` is corrected for the number of sources."""
+    """Each source's value by metric, the worst source first: one that does harm (`effect`), then by the first metric,
+    which is that of the first suite or the margin on held-out pairs of the other sources, and where sources are alike
+    in it by the next. `p_holm` is corrected over all sources and metrics."""
     everything = side_of(store, whole)
     made = store.read_ref(whole, "preference_manifest")
     assert made is not None
@@ -150,18 +152,33 @@ def values(store: Store, whole: str, without: Mapping[str, str]) -> list[dict[st
                 "metrics": {name: {key: compared[name][key] for key in SHOWN} for name in _main(compared)},
             }
         )
-    for metric in {name for one in found for name in one["metrics"]}:
-        known = {one["source"]: one["metrics"][metric] for one in found if metric in one["metrics"]}
-        corrected = holm({name: each["p_value"] for name, each in known.items() if each["p_value"] is not None})
-        for name, each in known.items():
-            each["p_holm"] = corrected.get(name)
-    return sorted(found, key=badness)
+    return sorted(corrected(found), key=badness)
+
+
+def corrected(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Sources with `p_holm` beside each metric's `p_value`, by Holm's method over all metrics of all sources (Holm
+    1979): where no source does anything, some value of the table is below `LEVEL` with this probability at most. None
+    where there is no p-value."""
+    known = {(one["source"], name): each["p_value"] for one in sources for name, each in one["metrics"].items()}
+    adjusted = holm({claim: p_value for claim, p_value in known.items() if p_value is not None})
+
+    def with_holm(source: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: {**each, "p_holm": adjusted.get((source, name))} for name, each in metrics.items()}
+
+    return [{**one, "metrics": with_holm(one["source"], one["metrics"])} for one in sources]
+
+
+def effect(value: Mapping[str, Any]) -> Literal["harm", "good"] | None:
+    """What a value of a source shows, by its sign, if its corrected p-value is below `LEVEL`; else None."""
+    if value["p_holm"] is None or value["p_holm"] >= LEVEL:
+        return None
+    return "harm" if value["difference"] < 0 else "good"
 
 
 def badness(source: Mapping[str, Any]) -> tuple[bool, list[float]]:
     """By which sources are sorted, the worst first."""
     metrics = source["metrics"].values()
-    harms = any(each["ci95"] is not None and each["ci95"][1] < 0 for each in metrics)
+    harms = any(effect(each) == "harm" for each in metrics)
     return not harms, [each["difference"] for each in metrics]
 
 

@@ -237,7 +237,8 @@ class Answered:
 
 
 def answer_suite(suite: Suite, spec: SuiteSpec, seed: int, generator: AnyGenerator) -> Answered:
-    """Asks the items that `spec.limit` selects; an item's prompt does not depend on the limit.
+    """Asks the items that `spec.limit` selects; an item's prompt does not depend on the limit. `seed` makes embedded
+    items and draws answers, and the items too where `spec.sample_seed` is None.
 
     Raises `BadInput` for a chat template that the tokenizer does not have, and for examples that are missing.
     """
@@ -248,7 +249,7 @@ def answer_suite(suite: Suite, spec: SuiteSpec, seed: int, generator: AnyGenerat
     if chat and not generator.is_chat:
         raise BadInput("the tokenizer has no chat template", field=f"evals.{suite.name}.chat_template")
     asking = Asking(suite, spec, seed, generator, chat)
-    positions = sample_positions(items, spec.limit, seed)
+    positions = sample_positions(items, spec.limit, seed if spec.sample_seed is None else spec.sample_seed)
     asked = [items[position] for position in positions]
     if suite.choices is not None:
         scored = completions(asking, suite.choices, asked)

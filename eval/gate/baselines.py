@@ -29,6 +29,32 @@ class PublishedFigure(BaseModel):
 
 
 @dataclass(frozen=True)
+class WrittenFigure:
+    """A published figure as it stands in a file: `text` is its value with the digits that were written."""
+
+    figure: PublishedFigure
+    text: str
+    file: str
+    row: int
+
+    @property
+    def half_a_digit(self) -> float:
+        """What the value may be off by its rounding: half a unit of the last digit that was written, so 0.0005 of 0.728
+        and of 0.900, 0.05 of 0.9, and 0.5 of 1250."""
+        mantissa, _, exponent = self.text.replace("_", "").lower().partition("e")
+        decimals = len(mantissa.partition(".")[2])
+        return float(f"5e{int(exponent or 0) - decimals - 1}")
+
+    def refuse_other_scale(self, width: float | None) -> None:
+        """Raises `BadInput` for a value outside 0 to 1 of a metric whose scale has width 1; `width` is that of the
+        metric's scale, None if it has no known bounds."""
+        figure = self.figure
+        if width == 1.0 and not 0.0 <= figure.value <= 1.0:
+            told = f"{figure.model}: {self.text} is no value of {figure.metric}, whose values are fractions from 0 to 1"
+            raise BadInput(told, file=self.file, row=self.row, field="value")
+
+
+@dataclass(frozen=True)
 class RankedModel:
     """A model in a metric's ranking; `width` is its value in per cent of the best value."""
 
@@ -50,6 +76,11 @@ class Ranking:
 
 def read_baselines(path: str | Path) -> list[PublishedFigure]:
     """The figures in a CSV file; raises `BadInput` that names file, row and field."""
+    return [written.figure for written in read_written(path)]
+
+
+def read_written(path: str | Path) -> list[WrittenFigure]:
+    """The figures in a CSV file with their digits; raises `BadInput` that names file, row and field."""
     file = str(path)
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as stream:
@@ -72,7 +103,7 @@ def read_baselines(path: str | Path) -> list[PublishedFigure]:
         raise BadInput(f"not a CSV file: {error}", file=file) from error
 
 
-def _figure(record: Mapping[str, str | None], file: str, row: int) -> PublishedFigure:
+def _figure(record: Mapping[str, str | None], file: str, row: int) -> WrittenFigure:
     cells = {name: (record.get(name) or "").strip() for name in COLUMNS}
     for name, text in cells.items():
         if not text:
@@ -83,7 +114,8 @@ def _figure(record: Mapping[str, str | None], file: str, row: int) -> PublishedF
         raise BadInput(f"'{cells['value']}' is not a number", file=file, row=row, field="value") from None
     if not math.isfinite(value):
         raise BadInput(f"{value} is not a finite number", file=file, row=row, field="value")
-    return PublishedFigure(model=cells["model"], metric=cells["metric"], value=value, source=cells["source"])
+    figure = PublishedFigure(model=cells["model"], metric=cells["metric"], value=value, source=cells["source"])
+    return WrittenFigure(figure, cells["value"], file, row)
 
 
 def rankings(

@@ -37,10 +37,16 @@ MARGIN_SHARE = 20
 
 def width_of(suite: str, metric: str, values: Iterable[float]) -> float | None:
     """The width of a metric's scale; None for a metric without known bounds (a length, a margin)."""
+    named = width_by_name(suite, metric)
+    return 1.0 if named is None and OUTCOMES.issuperset(values) else named
+
+
+def width_by_name(suite: str, metric: str) -> float | None:
+    """The width of a metric's scale as its name tells it, before anything is measured; None where it does not."""
     if suite in SUITES and metric in SUITES[suite].metrics:
         low, high = SUITES[suite].scale_of(metric)
         return high - low
-    return 1.0 if metric.partition(",")[0] in FRACTIONS or OUTCOMES.issuperset(values) else None
+    return 1.0 if metric.partition(",")[0] in FRACTIONS else None
 
 
 def bound_of(suite: str, metric: str, width: float | None) -> float | None:

@@ -131,13 +131,14 @@ class SuiteSpec(Keyed):
     """A suite's items and settings. Exactly one of `data`, `hub` and `embedded` says where the items come from.
 
     `num_fewshot` None is the number of lm-eval's task; examples come from `few_shot_data` or `few_shot_hub`.
+    `sample_seed` draws the items that `limit` leaves; None is the seed of the request.
     `chat_template` None uses the template if the tokenizer has one, as training does. `temperature` None is the suite's
     own. Only scoring uses `reference_answers`, `judge_prompts`, `baseline_answers` and `scored_by`; `for_answering`
     leaves them out, so a new judge prompt does not make a model answer again. `tasks` are the pinned files of a folder
     of own lm-eval tasks (`eval.suites.own_tasks`); without them `name` is a suite of ours or a task of lm-eval.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"scored_by", "tasks"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"scored_by", "tasks", "sample_seed"})
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -158,6 +159,7 @@ class SuiteSpec(Keyed):
     baseline_answers: SourceFile | None = None
     scored_by: Literal["rules", "judge"] = "rules"
     tasks: tuple[SourceFile, ...] = ()
+    sample_seed: int | None = None
 
     def for_answering(self) -> SuiteSpec:
         """The same suite without the files that only scoring uses."""

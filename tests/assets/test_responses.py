@@ -37,6 +37,16 @@ def test_files_are_pinned_by_content(tmp_path: Path) -> None:
     assert (spec.hub, spec.limit, spec.num_fewshot, spec.chat_template) == (None, 7, None, False)
 
 
+def test_the_seed_of_a_sample_is_a_setting_of_its_own_and_absent_where_the_recipes_counts(tmp_path: Path) -> None:
+    (tmp_path / "test").write_text("test")
+    task = LmEvalTask(data=str(tmp_path / "test"), limit=7)
+    plain, seeded = (suite_spec("mmlu", one) for one in (task, task.model_copy(update={"sample_seed": 0})))
+    assert "sample_seed" not in plain.model_dump() and "sample_seed" not in task.model_dump()
+    assert seeded.sample_seed == 0 and seeded.digest() != plain.digest()
+    with pytest.raises(ValueError, match="sample_seed goes with limit"):
+        LmEvalTask(data="test", sample_seed=0)
+
+
 def test_a_data_set_on_the_hub_is_pinned_to_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import HfApi
 

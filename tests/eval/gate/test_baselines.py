@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alignment.errors import BadInput
-from eval.gate.baselines import PublishedFigure, rankings, read_baselines
+from eval.gate.baselines import PublishedFigure, rankings, read_baselines, read_written
 from eval.gate.compare import compare_samples
 from eval.suites import SUITES
 from eval.suites.samples import Sample
@@ -21,6 +21,30 @@ def test_figures_are_read_with_their_source_whatever_else_the_file_holds(tmp_pat
     path = write(tmp_path, 'metric,model,value,source,note\ngsm8k/x,"A, large",0.61,"Somebody, table 3",hm\n')
     expected = PublishedFigure(model="A, large", metric="gsm8k/x", value=0.61, source="Somebody, table 3")
     assert read_baselines(path) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "half"),
+    [
+        ("0.728", 0.0005),
+        ("0.900", 0.0005),
+        ("0.9", 0.05),
+        ("7.90", 0.005),
+        ("72.8", 0.05),
+        ("-1.50", 0.005),
+        (".5", 0.05),
+        ("1250", 0.5),
+        ("1250.0", 0.05),
+        ("1e-7", 5e-8),
+        ("1.20E+3", 5.0),
+    ],
+)
+def test_a_figure_may_be_off_by_half_of_its_last_digit_as_it_was_written(
+    tmp_path: Path, text: str, half: float
+) -> None:
+    (written,) = read_written(write(tmp_path, f"model,metric,value,source\nA,b, {text} ,c\n"))
+    assert (written.text, written.figure.value, written.row) == (text, float(text), 2)
+    assert written.half_a_digit == pytest.approx(half, rel=1e-12)
 
 
 @pytest.mark.parametrize(

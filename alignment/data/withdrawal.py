@@ -46,7 +46,9 @@ class Tombstone(BaseModel):
     """One withdrawn row, demonstration or shard.
 
     Of a withdrawn shard, `artifacts` are the keys of what was ever built of it and `sources` the requests that read
-    it: the same records are not to come back under another name.
+    it: the same records are not to come back under another name. `because` names the withdrawals that it belongs to
+    (`cause`), its own among them where it has one; empty where it was withdrawn by itself alone, or by a version that
+    did not say.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +58,12 @@ class Tombstone(BaseModel):
     reason: str = ""
     artifacts: list[str] = []
     sources: list[ShardRequest] = []
+    because: list[str] = []
+
+    @property
+    def causes(self) -> set[str]:
+        """The withdrawals that it belongs to, its own where it names none."""
+        return set(self.because or [self.id])
 
 
 @dataclass(frozen=True)
@@ -100,18 +108,42 @@ def tombstone(store: Store, recipe: str, what: What, id: str) -> Tombstone | Non
         return None
 
 
+def cause(what: What, id: str) -> str:
+    """How a tombstone names a withdrawal: a row by its id, a shard as `shards/<name>`."""
+    return f"shards/{id}" if what == "shards" else id
+
+
+def tombstones(store: Store, recipe: str, what: What) -> list[Tombstone]:
+    """All of a recipe's tombstones of a kind as they were written."""
+    paths = store.matching(store.path(FOLDER, recipe, what), "*.json")
+    texts = store.contents(paths).values()
+    return [Tombstone.model_validate_json(text) for text in texts if isinstance(text, bytes)]
+
+
 def last_withdrawal(store: Store, recipes: Iterable[str]) -> float | None:
     """When something was last withdrawn from one of the recipes (seconds since 1970), by its tombstone; None: never."""
-    folders = [store.path(FOLDER, recipe, what) for recipe in recipes for what in get_args(What)]
-    paths = [path for folder in folders for path in store.matching(folder, "*.json")]
-    stones = [Tombstone.model_validate_json(text) for text in store.contents(paths).values() if isinstance(text, bytes)]
+    stones = [stone for recipe in recipes for what in get_args(What) for stone in tombstones(store, recipe, what)]
     return max((datetime.fromisoformat(stone.at).timestamp() for stone in stones), default=None)
 
 
 def bury(store: Store, recipe: str, what: What, stones: Iterable[Tombstone]) -> None:
-    """Writes tombstones; one that stands already is written anew."""
+    """Writes tombstones. One that stands already keeps its time, its causes, and its reason where none is given now."""
+    standing = set(_ids(store, recipe, what))
     for stone in stones:
-        store.replace(_path(store, recipe, what, stone.id), stone.model_dump_json(indent=1).encode())
+        known = tombstone(store, recipe, what, stone.id) if stone.id in standing else None
+        write(store, recipe, what, stone if known is None else _joined(known, stone))
+
+
+def _joined(known: Tombstone, stone: Tombstone) -> Tombstone:
+    causes = sorted(known.causes | stone.causes)
+    because = [] if causes == [stone.id] else causes
+    return stone.model_copy(update={"at": known.at, "reason": stone.reason or known.reason, "because": because})
+
+
+def write(store: Store, recipe: str, what: What, stone: Tombstone) -> None:
+    """Writes one tombstone as it is given, in place of one that stands already."""
+    text = stone.model_dump_json(indent=1, exclude=None if stone.because else {"because"})
+    store.replace(_path(store, recipe, what, stone.id), text.encode())
 
 
 def inherit(store: Store, base: str, derived: str) -> None:
@@ -158,18 +190,20 @@ class Holder:
 
     def held(self, store: Store, artifact: Artifact, rows: frozenset[str]) -> set[str]:
         """Those of the row ids that stand in an artifact of this kind, set aside or not."""
-        return rows_held(store, artifact, rows, self.files) | set(self._quarantined(store, artifact, rows))
+        return rows_held(store, artifact, rows, self.files) | self._quarantined(store, artifact, rows)
 
-    def _quarantined(self, store: Store, artifact: Artifact, rows: frozenset[str]) -> Iterator[str]:
-        if not rows:
-            return
+    def _quarantined(self, store: Store, artifact: Artifact, rows: frozenset[str]) -> set[str]:
+        return {id for id in self.set_aside(store, artifact) if id in rows} if rows else set()
+
+    def set_aside(self, store: Store, artifact: Artifact) -> Iterator[str]:
+        """The ids of those rows in the quarantine of an artifact that have one."""
         table = pq.read_table(pa.BufferReader(store.read(artifact, QUARANTINE_FILE)), columns=["text"])
         for text in table["text"].to_pylist():
             try:
                 row = self.parse(json.loads(text), "", 1)
             except (ValueError, RecursionError):
                 continue
-            if not isinstance(row, str) and row.row_id in rows:
+            if not isinstance(row, str):
                 yield row.row_id
 
 

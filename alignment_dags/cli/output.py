@@ -292,7 +292,11 @@ def show_backfill(result: dict[str, Any]) -> None:
         for shard in result["behind"][stage][:SHOWN_ROWS]:
             print(f"  behind: {stage} {shard}")
     for name in result["withdrawn"]:
-        print(f"withdrawn, because the source no longer has it: {name}")
+        if name in result["by_hand"]:
+            print(f"left out, because it was withdrawn: {name}")
+            continue
+        stays = f"its text stays until `align prefs withdraw {result['recipe']} --shard {name}`"
+        print(f"left out, because the source no longer has it: {name} ({stays})")
     for failure in result["failures"]:
         print(f"failed: {failure}")
     print(f"{result['recipe']}: {counted(len(result['shards']), 'shard')} in {result['seconds']} s")

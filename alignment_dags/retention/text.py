@@ -14,17 +14,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignment.data.demonstrations import normalise as normalise_sft
-from alignment.data.rows import HELD_OUT_FILE, TRAIN_FILE
 from alignment.data.validate import QUARANTINE_FILE
 from alignment.data.withdrawal import SHARDS, Holder, Withdrawn, read_withdrawn, tombstone
 from alignment.store import Artifact, Commit, Store
 from alignment.store.store import Named, refs_of
 from alignment_dags.retention.items import Kept, ToErase
-from alignment_dags.retention.sampled import CANDIDATES, PAIRS, PROMPTS, RANKED, current_generated, current_sampled
+from alignment_dags.retention.sampled import (
+    CANDIDATES,
+    PAIRS,
+    PROMPTS,
+    RANKED,
+    ROW_FILES,
+    current_generated,
+    current_sampled,
+)
 
 SHARD, DATASET, MANIFEST = "preference_shard", "sft_dataset", "preference_manifest"
 IDS_FILE = "row_ids.parquet"
-DEMONSTRATIONS = Holder(DATASET, (TRAIN_FILE, HELD_OUT_FILE), normalise_sft)
+DEMONSTRATIONS = Holder(DATASET, ROW_FILES[DATASET], normalise_sft)
 
 
 def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tuple[list[ToErase], list[Kept]]:

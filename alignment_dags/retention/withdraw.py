@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -13,20 +14,37 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alignment.address import shown
-from alignment.data.shards import overlaps, shards_of
-from alignment.data.withdrawal import SHARDS, Holder, Tombstone, What, bury, lift, now, read_withdrawn, tombstone
-from alignment.errors import BadInput, counted
+from alignment.data.shards import Shards, overlaps, shards_of
+from alignment.data.withdrawal import (
+    FOLDER,
+    SHARDS,
+    Holder,
+    RemainingShards,
+    Tombstone,
+    What,
+    Withdrawn,
+    bury,
+    cause,
+    lift,
+    now,
+    read_withdrawn,
+    rows_held,
+    tombstone,
+    tombstones,
+    write,
+)
+from alignment.errors import BadInput, counted, first_few
 from alignment.recipe import load_recipe
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, MissingArtifact, Store
-from alignment.store.store import refs_of
+from alignment.store.store import readable_commits, refs_of
 from alignment_dags.retention.sampled import PROMPTS, current_sampled, sampled_from
-from alignment_dags.retention.text import DATASET, DEMONSTRATIONS, SHARD
+from alignment_dags.retention.text import DATASET, DEMONSTRATIONS, MANIFEST, SHARD
 from resources.store import ArtifactStore
 
 SFT_DATA, SAMPLED = "(SFT data)", "(sampled answers)"
-NAMED = 3
+NAMED, PROMPTS_NAMED = 3, 20
 """Rows that are named one by one where other recipes use them too; `--json` names all."""
 
 
@@ -35,8 +53,11 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
 
     A row id may be of a preference row, of a row for fine-tuning, or of a prompt that answers were sampled to. Returns
     where the rows are: `rows` {id: shards of this recipe, or its SFT data}, `shards`, `generated` {prompt: ids of the
-    pairs that were made of answers to it}, `also_in` {recipe: ids} for other recipes that still use the same rows, and
-    `source`: the files that the team has to clear itself.
+    pairs that were made of answers to it}, `also_in` {recipe: ids} for other recipes that still use the same rows,
+    `source`: the files that the team has to clear itself, and `same_records`: why other shards of the recipe are left
+    out from now on, as they have the records of a withdrawn one.
+
+    A shard may be one that the recipe had before: its text stays in the store until it is withdrawn.
     """
     recipe = load_recipe(path)
     store = ArtifactStore().open()
@@ -46,8 +67,10 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
         (named.recipe, str(named.partition)): named.ref.artifact for named in refs_of(store, SHARD, partitioned=True)
     }
     known = set(requests) | {shard for owner, shard in built if owner == recipe.name}
-    if unknown := sorted(set(shards) - known):
-        raise BadInput(f"no shard {', '.join(unknown)} in {recipe.name}; it has {', '.join(sorted(known))}")
+    former = former_shards(store, recipe.name) if set(shards) - known else {}
+    if unknown := sorted(set(shards) - known - set(former)):
+        had = "".join(f", and had {', '.join(gone)}" for gone in [sorted(set(former) - known)] if gone)
+        raise BadInput(f"no shard {', '.join(unknown)} in {recipe.name}; it has {', '.join(sorted(known))}{had}")
     asked = frozenset(rows)
     holders = {place: held for place, shard in built.items() if (held := _held(store, shard, asked, SHARDS))}
     demonstration_holders = {
@@ -55,24 +78,23 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
         for named in refs_of(store, DATASET)
         if (held := _held(store, named.ref.artifact, asked, DEMONSTRATIONS))
     }
-    sampled = sampled_from(store, asked)
-    holding_rows = _ids(holders) | (asked & sampled.ids)
-    known_rows, known_demonstrations = _known(store, recipe.name, asked, holding_rows, _ids(demonstration_holders))
     at = now()
-    buried = sorted(known_rows | sampled.ids)
-    bury(store, recipe.name, "rows", (Tombstone(id=row, at=at, reason=reason) for row in buried))
+    whole = {}
+    for shard in shards:
+        artifacts = [built[recipe.name, shard]] if (recipe.name, shard) in built else former.get(shard, ())
+        stone = tombstone(store, recipe.name, "shards", shard) or Tombstone(id=shard, at=at)
+        whole[shard] = _stone(stone, store, requests, artifacts).model_copy(update={"reason": reason})
+    sampled = sampled_from(store, asked, _records(store, whole.values()))
+    holding_rows = _ids(holders) | (asked & set(sampled.causes))
+    known_rows, known_demonstrations = _known(store, recipe.name, asked, holding_rows, _ids(demonstration_holders))
+    causes = {row: {row} for row in known_rows}
+    for row, taking in sampled.causes.items():
+        causes[row] = causes.get(row, set()) | taking
+    buried = (Tombstone(id=row, at=at, reason=reason, because=_because(row, causes[row])) for row in sorted(causes))
+    bury(store, recipe.name, "rows", buried)
     stones = (Tombstone(id=row, at=at, reason=reason) for row in known_demonstrations)
     bury(store, recipe.name, "demonstrations", stones)
-    whole = (
-        _stone(
-            tombstone(store, recipe.name, "shards", shard) or Tombstone(id=shard, at=at),
-            store,
-            requests,
-            built.get((recipe.name, shard)),
-        ).model_copy(update={"at": at, "reason": reason})
-        for shard in shards
-    )
-    bury(store, recipe.name, "shards", whole)
+    bury(store, recipe.name, "shards", whole.values())
     holders |= demonstration_holders
     holding = {
         row: sorted(place for (owner, place), ids in holders.items() if owner == recipe.name and row in ids)
@@ -81,6 +103,7 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
     others = sorted({owner for owner, _ in holders} - {recipe.name})
     touched = {*shards, *chain.from_iterable(holding.values())}
     origins = [requests[name] for name in touched if name in requests]
+    origins += (source for name, stone in whole.items() if name not in requests for source in stone.sources)
     sources = {origin.file.url if origin.file else origin.source for origin in origins}
     dataset = None if recipe.sft is None else recipe.sft.dataset
     sources |= set(map(shown, dataset.files or [])) if SFT_DATA in touched and dataset else set()
@@ -93,11 +116,17 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
             other: sorted(_ids({place: ids for place, ids in holders.items() if place[0] == other})) for other in others
         },
         "source": sorted(sources),
+        "same_records": _same_records(requests, read_withdrawn(store, recipe.name), store, whole),
     }
 
 
 def restore(path: Path, rows: list[str], shards: list[str]) -> dict[str, Any]:
-    """Removes tombstones; raises `BadInput` naming rows and shards that were not withdrawn."""
+    """Removes tombstones; raises `BadInput` naming rows and shards that were not withdrawn.
+
+    What was sampled from their prompts goes with them: `along` are the ids of prompts and pairs that were withdrawn
+    with these rows and shards alone and are restored too. `staying` are those that stay withdrawn: by themselves,
+    with others, or by a version that did not say with what.
+    """
     recipe = load_recipe(path)
     store = ArtifactStore().open()
     _require_some(rows, shards)
@@ -105,10 +134,55 @@ def restore(path: Path, rows: list[str], shards: list[str]) -> dict[str, Any]:
     unknown = sorted((set(rows) - withdrawn.rows - withdrawn.demonstrations) | (set(shards) - withdrawn.shards))
     if unknown:
         raise BadInput(f"not withdrawn from {recipe.name}: {', '.join(unknown)}")
+    stones = filter(None, (tombstone(store, recipe.name, "shards", shard) for shard in shards))
+    sampled = set(sampled_from(store, frozenset(rows), _records(store, stones)).causes)
+    along, left = _lift_along(store, recipe.name, withdrawn, rows, shards)
     asked: list[tuple[What, list[str]]] = [("rows", rows), ("demonstrations", rows), ("shards", shards)]
     for what, ids in asked:
         lift(store, recipe.name, what, ids)
-    return {"recipe": recipe.name, "rows": sorted(rows), "shards": sorted(shards)}
+    staying = (sampled | left) & read_withdrawn(store, recipe.name).rows
+    told = {"rows": sorted(rows), "shards": sorted(shards), "along": sorted(along), "staying": sorted(staying)}
+    return {"recipe": recipe.name, **told}
+
+
+def _lift_along(
+    store: Store, recipe: str, withdrawn: Withdrawn, rows: list[str], shards: list[str]
+) -> tuple[set[str], set[str]]:
+    """Lifts what was withdrawn with these rows and shards alone. Returns the ids that were lifted, and those that stay,
+    as they were withdrawn by themselves or with others that stand."""
+    given = {*rows, *(cause("shards", shard) for shard in shards)}
+    standing = {*withdrawn.rows, *withdrawn.demonstrations, *(cause("shards", shard) for shard in withdrawn.shards)}
+    along, left = set(), set()
+    for stone in tombstones(store, recipe, "rows"):
+        if stone.id in rows or not given & set(stone.because):
+            continue
+        if others := stone.causes & (standing - given):
+            write(store, recipe, "rows", stone.model_copy(update={"because": _because(stone.id, others)}))
+            left.add(stone.id)
+        else:
+            lift(store, recipe, "rows", [stone.id])
+            along.add(stone.id)
+    return along, left
+
+
+def withdrawn_elsewhere(store: Store, recipe: str) -> list[str]:
+    """For each other recipe of the store, how many rows of this one's current shards were withdrawn from it and not
+    from this one, as a sentence. A recipe under a new name uses them again. Reads the shards' column of ids."""
+    here = read_withdrawn(store, recipe)
+    others = {PurePosixPath(path).name for path in store.matching(store.path(FOLDER), "*")} - {recipe}
+    elsewhere = {other: read_withdrawn(store, other).rows - here.rows for other in sorted(others)}
+    asked: frozenset[str] = frozenset().union(*elsewhere.values())
+    held: set[str] = set()
+    for shard, ref in store.read_refs(recipe, SHARD).items() if asked else ():
+        if shard not in here.shards:
+            with suppress(MissingArtifact):
+                held |= rows_held(store, ref.artifact, asked)
+    return [
+        f"{counted(len(held & rows), 'of its rows was', 'of its rows were')} withdrawn from recipe {other}:"
+        " `align prefs withdraw` here too, if they have to go"
+        for other, rows in elsewhere.items()
+        if held & rows
+    ]
 
 
 def show_withdrawal(result: dict[str, Any]) -> None:
@@ -117,8 +191,14 @@ def show_withdrawal(result: dict[str, Any]) -> None:
         print(f"{row}: {', '.join(shards) or 'in nothing current, only in older artifacts'}")
     for shard in result["shards"]:
         print(f"{shard}: the whole shard")
-    for prompt, pairs in result["generated"].items():
+    generated = result["generated"]
+    for prompt, pairs in generated.items() if len(generated) <= PROMPTS_NAMED else ():
         print(f"prompt {prompt}: the answers that were sampled to it, and {counted(len(pairs), 'pair')} made of them")
+    if len(generated) > PROMPTS_NAMED:
+        pairs = counted(sum(map(len, generated.values())), "pair")
+        print(f"{counted(len(generated), 'prompt')}: the answers that were sampled to them, and {pairs} made of them")
+    for why in result["same_records"].values():
+        print(f"left out too: {why}")
     for recipe, ids in result["also_in"].items():
         named = ", ".join(ids) if len(ids) <= NAMED else f"{len(ids)} of them, such as {ids[0]}"
         print(f"still used by recipe {recipe}: {named} (withdraw there too)")
@@ -131,6 +211,11 @@ def show_withdrawal(result: dict[str, Any]) -> None:
 def show_restored(result: dict[str, Any]) -> None:
     """Prints what was restored."""
     print(f"restored, from the next run on: {', '.join([*result['rows'], *result['shards']])}")
+    if result["along"]:
+        print(f"and what was sampled from their prompts: {first_few(result['along'])}")
+    if result["staying"]:
+        print(f"still withdrawn, of what was sampled from their prompts: {first_few(result['staying'])}")
+        print(f"`align prefs restore {result['recipe']} --row-id ID` restores one; --json names all")
 
 
 def _require_some(rows: list[str], shards: list[str]) -> None:
@@ -163,12 +248,64 @@ def _known(
     return rows, demonstrations
 
 
-def _stone(stone: Tombstone, store: Store, requests: Mapping[str, ShardRequest], current: Artifact | None) -> Tombstone:
+def former_shards(store: Store, recipe: str) -> dict[str, set[Artifact]]:
+    """The shards that a recipe ever had, as far as its manifests and log-probs name them, each with its artifacts."""
+    found: dict[str, set[Artifact]] = {}
+    scored = store.read_refs(recipe, "reference_logprobs")
+    for shard, ref in scored.items():
+        with suppress(MissingArtifact):
+            inputs = store.commit_of(ref.artifact).inputs.values()
+            found.setdefault(shard, set()).update(artifact for artifact in inputs if artifact.kind == SHARD)
+    mine = {named.ref.artifact.key for named in refs_of(store, MANIFEST) if named.recipe == recipe}
+    for commit in readable_commits(store, MANIFEST):
+        if commit.key in mine or commit.environment.get("recipe") == recipe:
+            for name, artifact in commit.inputs.items():
+                if artifact.kind == SHARD and not _is_generated(store, name, artifact):
+                    found.setdefault(name.removeprefix("shards."), set()).add(artifact)
+    return {shard: artifacts for shard, artifacts in found.items() if artifacts}
+
+
+def _is_generated(store: Store, name: str, artifact: Artifact) -> bool:
+    """Whether a shard of a manifest is made of sampled answers; a file may have such a name too."""
+    if name != "shards.generated" and not name.startswith("shards.round_"):
+        return False
+    with suppress(MissingArtifact):
+        return "generated" in store.commit_of(artifact).inputs
+    return True
+
+
+def _because(id: str, causes: set[str]) -> list[str]:
+    """What a tombstone says of its causes: nothing where it is its own alone."""
+    return [] if causes == {id} else sorted(causes)
+
+
+def _records(store: Store, stones: Iterable[Tombstone]) -> dict[str, set[str]]:
+    """Keys of the artifacts that hold withdrawn shards' records and not more, each with the shards' names."""
+    found: dict[str, set[str]] = {}
+    for stone in stones:
+        for key in stone.artifacts:
+            commit = store.find(SHARD, key)  # None for one whose text is erased
+            if commit is not None and _plain(_asked(store, commit.artifact)) in stone.sources:
+                found.setdefault(key, set()).add(stone.id)
+    return found
+
+
+def _same_records(
+    requests: Shards, withdrawn: Withdrawn, store: Store, shards: Mapping[str, Tombstone]
+) -> dict[str, str]:
+    """Other shards of the source that have the records of these withdrawn ones, each with why it is left out."""
+    ours = tuple((name, source) for name, source in withdrawn.sources if name in shards)
+    left_out = RemainingShards(requests, Withdrawn(sources=ours), lambda shard: None, store).withdrawn
+    return {name: why for name, why in left_out.items() if name not in withdrawn.shards}
+
+
+def _stone(
+    stone: Tombstone, store: Store, requests: Mapping[str, ShardRequest], built: Collection[Artifact]
+) -> Tombstone:
     """A shard's tombstone, extended by every artifact that was ever built of its records, and by their sources."""
     wanted = [] if stone.id not in requests else [requests[stone.id]]
-    if current is not None:
-        wanted.append(_asked(store, current))
-    keys = {*stone.artifacts, *([current.key] if current else [])}
+    wanted += (_asked(store, artifact) for artifact in built)
+    keys = {*stone.artifacts, *(artifact.key for artifact in built)}
     sources = {_plain(request).model_dump_json(): _plain(request) for request in (*stone.sources, *wanted)}
     for commit in store.commits(SHARD) if wanted else ():
         asked = _asked(store, commit.artifact)
@@ -193,18 +330,26 @@ TEXTS = ("prompt", "chosen", "rejected", "completion", "text")
 
 
 def find_rows(path: Path, text: str) -> dict[str, Any]:
-    """`rows` [{row_id, shard, source, source_row}] of a recipe's current shards and SFT data that contain the text, and
-    of the prompts whose sampled answers do, or that do themselves."""
+    """`rows` [{row_id, shard, source, source_row}] of a recipe's current shards and SFT data that contain the text, of
+    the prompts whose sampled answers do, or that do themselves, and, with `left_out`, of shards that the recipe had
+    before and whose text is still there."""
     if not text.strip():
         raise BadInput("the text to look for is empty")
     recipe = load_recipe(path)
     store = ArtifactStore().open()
     rows: list[dict[str, Any]] = []
+    former, current = former_shards(store, recipe.name), set()
     for holder in (SHARDS, DEMONSTRATIONS):
         for named in refs_of(store, holder.kind, partitioned=holder.kind == SHARD):
             if named.recipe == recipe.name:
                 place = "(SFT data)" if holder.kind == DATASET else named.partition
                 rows += ({"shard": place, **row} for row in _holding(store, named.ref.artifact, holder, text))
+                former.pop(place or "", None)
+                current.add(named.ref.artifact)
+    for shard, artifacts in former.items():
+        for artifact in artifacts - current:  # a renamed file's is current under its new name
+            with suppress(MissingArtifact):
+                rows += ({"shard": shard, **row, "left_out": True} for row in _holding(store, artifact, SHARDS, text))
     sampled = current_sampled(store, PROMPTS.kind)
     for commit in store.commits(PROMPTS.kind):
         if any(name == recipe.name for name, _ in sampled.get(commit.key, ())):
@@ -216,7 +361,8 @@ def find_rows(path: Path, text: str) -> dict[str, Any]:
 def show_found(result: dict[str, Any]) -> None:
     """Prints the rows that hold a text."""
     for row in result["rows"]:
-        print(f"{row['row_id']}  {row['shard']}: {row['source']} row {row['source_row']}")
+        place = f"{row['shard']}, left out by now" if row.get("left_out") else row["shard"]
+        print(f"{row['row_id']}  {place}: {row['source']} row {row['source_row']}")
     print(
         f"{counted(len(result['rows']), 'row holds', 'rows hold')} it" if result["rows"] else "no current row holds it"
     )

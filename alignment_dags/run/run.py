@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -14,6 +14,7 @@ from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment_dags.check import missing_eval_files
 from alignment_dags.recipes import remember
+from alignment_dags.retention.withdraw import withdrawn_elsewhere
 from alignment_dags.run.launch import RunFailed, Stopped, launch, launches
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.shards import claim, claim_partitions, drop
@@ -21,6 +22,7 @@ from alignment_dags.run.workers import apply_pools, end_dead_runs
 from alignment_dags.run.workspace import Phase, Workspace, use_recipe
 from assets.building.factory import shards_definition
 from assets.evaluation_report import gate_and_baselines
+from assets.preference_manifest import withdrawn_shards
 from assets.preference_shard import shows_its_kind
 from eval.judge.retirement import retirement
 from resources.compute import check_processes
@@ -67,8 +69,13 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
         for run_id in outcome.ended_runs:
             say(f"ended run {run_id[:8]}: its process is gone")
         apply_pools(instance, workspace.pools)
-        if withdrawn := follow_source(instance, workspace):
-            say(f"withdrawn, as the source has them no more: {', '.join(withdrawn)}")
+        if left_out := follow_source(instance, workspace):
+            gone, by_hand = split_by_hand(workspace, left_out)
+            if gone:
+                stays = "their text stays until `align prefs withdraw --shard NAME`"
+                say(f"left out, as the source has them no more: {', '.join(gone)} ({stays})")
+            if by_hand:
+                say(f"left out, as they were withdrawn: {', '.join(by_hand)}")
         phases = list(workspace.phases)
         if not shows_its_kind(recipe.preferences):  # what the method cannot train on shows before SFT trains
             phases.sort(key=lambda phase: phase.name != "shards")
@@ -84,22 +91,32 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
                 outcome.stopped = str(stop)
                 outcome.dagster_runs.append(stop.run_id)
                 break
+            if phase.name == "shards":
+                for line in withdrawn_elsewhere(workspace.store, recipe.name):
+                    say(f"note: {line}")
     outcome.seconds = time.monotonic() - began
     return outcome
 
 
 def follow_source(instance: dg.DagsterInstance, workspace: Workspace) -> list[str]:
-    """Makes the recipe's shards those of its source, however many that takes out; returns those withdrawn."""
+    """Makes the recipe's shards those of its source, however many that takes out; returns those left out."""
     recipe, store = workspace.recipe, workspace.store
     claim_partitions(instance, recipe)
     name = shards_definition(recipe.name).name
     assert name is not None
     wanted = list(workspace.upstream().shards(recipe))
     known = instance.get_dynamic_partitions(name)
-    withdrawn = sorted({*known, *store.read_refs(recipe.name, "preference_shard")} - set(wanted))
-    drop(instance, store, recipe.name, withdrawn)
+    left_out = sorted({*known, *store.read_refs(recipe.name, "preference_shard")} - set(wanted))
+    drop(instance, store, recipe.name, left_out)
     instance.add_dynamic_partitions(name, [shard for shard in wanted if shard not in set(known)])
-    return withdrawn
+    return left_out
+
+
+def split_by_hand(workspace: Workspace, left_out: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Those of the shards that the source has no more, and those that somebody withdrew."""
+    withdrawn = withdrawn_shards(workspace.upstream(), workspace.recipe)
+    shards = list(left_out)
+    return [one for one in shards if one not in withdrawn], [one for one in shards if one in withdrawn]
 
 
 # `align backfill`: makes any set of shards again where they are behind, now and in this process.
@@ -139,7 +156,8 @@ class Chosen:
 
 @dataclass
 class Backfilled:
-    """What a backfill did. `made` maps each stage to the shards that are current now and were not before."""
+    """What a backfill did. `made` maps each stage to the shards that are current now and were not before. `withdrawn`
+    are the shards that it left out, and `by_hand` those of them that somebody withdrew."""
 
     recipe: str
     shards: list[str]
@@ -148,6 +166,7 @@ class Backfilled:
     current: dict[str, list[str]] = field(default_factory=dict)
     behind: dict[str, list[str]] = field(default_factory=dict)
     withdrawn: list[str] = field(default_factory=list)
+    by_hand: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -156,7 +175,7 @@ def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[s
     """Makes the chosen shards of `stage` (of both, if None) that are behind.
 
     A shard that fails or cannot be read is named at the end, and the others stand. All of the source at once is
-    followed as `align run` follows it: what the source has no more is withdrawn. Raises `BadInput` for what can be seen
+    followed as `align run` follows it: what the source has no more is left out. Raises `BadInput` for what can be seen
     before it starts.
     """
     began = time.monotonic()
@@ -182,6 +201,7 @@ def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[s
         apply_pools(instance, workspace.pools)
         if chosen.everything:
             result.withdrawn = follow_source(instance, workspace)
+            _, result.by_hand = split_by_hand(workspace, result.withdrawn)
         else:
             _add(instance, recipe, result.shards)
         for phase in workspace.phases:

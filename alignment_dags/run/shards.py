@@ -17,7 +17,7 @@ from alignment.recipe.load import read_yaml
 from alignment.store import Store
 from assets.building.factory import asset_key, shards_definition
 
-# Two recipes of one name in one store would withdraw each other's shards, each as its own source lacks them.
+# Two recipes of one name in one store would leave out each other's shards, each as its own source lacks them.
 
 OWNERS = "owners"
 TUNING = ("settle_seconds", "watch_seconds")
@@ -57,7 +57,7 @@ def claim(store: Store, recipe: Recipe) -> None:
     if known is not None and _is_another(known, mine, recipe):
         raise NameTaken(
             f"'{recipe.name}' is the name of {known.file} (on {known.host}) in this store, with other preferences, and "
-            f"each would withdraw the other's shards: give one of them another name, or another ALIGN_STORE; if this "
+            f"each would leave out the other's shards: give one of them another name, or another ALIGN_STORE; if this "
             f"file takes the place of that one, remove {path}",
             file=mine.file,
             field="name",
@@ -80,7 +80,7 @@ def claim_partitions(instance: dg.DagsterInstance, recipe: Recipe) -> None:
     if known is not None and _is_another(known, mine, recipe):
         raise NameTaken(
             f"'{recipe.name}' is the name of {known.file} (on {known.host}) in this Dagster, with other preferences, "
-            f"and each would withdraw the other's shards: give one of them another name, or another DAGSTER_HOME",
+            f"and each would leave out the other's shards: give one of them another name, or another DAGSTER_HOME",
             file=mine.file,
             field="name",
         )
@@ -129,7 +129,7 @@ WITHDRAWN = "withdrawn"
 def drop(instance: dg.DagsterInstance, store: Store, recipe_name: str, shards: Iterable[str]) -> None:
     """Takes shards out of a recipe. Artifacts stay in the store, so a shard that comes back is found, not made.
 
-    Dagster forgets a partition's name, never its history: the last word in it says that the shard was withdrawn,
+    Dagster forgets a partition's name, never its history: the last word in it says that the shard is gone,
     so that the same content, come back, counts as new for what is built from it. The ref goes last: killed before,
     the next look finds the shard gone again and repeats all of it.
     """
@@ -140,7 +140,7 @@ def drop(instance: dg.DagsterInstance, store: Store, recipe_name: str, shards: I
         instance.report_runless_asset_event(
             dg.AssetMaterialization(
                 asset_key(recipe_name, "preference_shard"),
-                description="Withdrawn: the source has it no more.",
+                description="Left out: the source has it no more. Its text stays until `align prefs withdraw --shard`.",
                 partition=shard,
                 tags={"dagster/data_version": WITHDRAWN},
             )

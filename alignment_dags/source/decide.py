@@ -102,7 +102,7 @@ def _drop(
     if len(shards) >= FEW and len(lost) > MOST_GONE * len(shards):
         made.troubles.append(
             f"{len(lost)} of {counted(len(shards), 'shard')} {be(len(lost))} gone from the source, and none was"
-            f" withdrawn: {first_few(lost)}; if that is meant, run"
+            f" left out: {first_few(lost)}; if that is meant, run"
             " `align run` or `align backfill`, which follow the source"
         )
         made.drop = [name for name in gone if name in meant]

@@ -59,7 +59,7 @@ def watch(instance: dg.DagsterInstance, workspace: Workspace, text: str | None) 
         seen = observe(recipe, rows, upstream)
     except BadInput as error:
         why = "is not followed" if isinstance(error, NameTaken) else "cannot be listed"
-        reason = f"the source {why}, and no shard was withdrawn: {error}"
+        reason = f"the source {why}, and no shard was left out: {error}"
         _alert(recipe, cursor, reason)
         alerted = cursor.model_copy(update={"alerted": reason})
         return dg.SensorResult(skip_reason=reason, cursor=alerted.model_dump_json())
@@ -143,7 +143,7 @@ def _nothing_to_do(seen: Seen, made: Actions, held: Collection[str]) -> str:
         f"{counted(len(seen.waiting), 'waits', 'wait')} ({', '.join(sorted(set(seen.waiting.values())))})"
         if seen.waiting
         else "",
-        f"withdrawn: {first_few(made.drop)}" if made.drop else "",
+        f"left out: {first_few(made.drop)}" if made.drop else "",
         f"withdrawn until restored: {first_few(sorted(seen.withdrawn.values()), '; ')}" if seen.withdrawn else "",
         *made.troubles,
     ]

@@ -187,7 +187,7 @@ def test_a_vanished_file_is_withdrawn_and_comes_back_when_it_does(watched: Watch
     first = watched.rows("day-1")
     (watched.folder / "day-1.jsonl").unlink()
     assert watched.tick() == []
-    assert watched.skipped == "2 shards are current; withdrawn: day-1"
+    assert watched.skipped == "2 shards are current; left out: day-1"
     assert watched.partitions == ["day-0", "day-2"]
     assert watched.rows("day-1") is None
     watched.write("day-1", "yes")
@@ -225,7 +225,7 @@ def test_a_source_that_cannot_be_listed_withdraws_nothing_and_alerts_once(
         watched.folder.rmdir()
     for _ in range(3):
         assert watched.tick() == []
-        assert "cannot be listed, and no shard was withdrawn" in str(watched.skipped)
+        assert "cannot be listed, and no shard was left out" in str(watched.skipped)
     assert watched.partitions == ["day-0", "day-1", "day-2"]
     assert all(watched.rows(day) for day in watched.partitions)
     assert [alert.event for alert in alerts] == ["source"]
@@ -251,7 +251,7 @@ def test_many_files_gone_at_once_are_doubted_once_and_go_when_a_person_follows_t
         assert watched.tick() == []
     assert len(watched.partitions) == 6
     assert [alert.text for alert in alerts] == [
-        "2 of 6 shards are gone from the source, and none was withdrawn: day-0, day-1; if that is meant, "
+        "2 of 6 shards are gone from the source, and none was left out: day-0, day-1; if that is meant, "
         "run `align run` or `align backfill`, which follow the source"
     ]
     assert follow_source(watched.instance, Workspace(watched.recipe, load_pools())) == ["day-0", "day-1"]

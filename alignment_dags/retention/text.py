@@ -21,9 +21,9 @@ from alignment.store import Artifact, Commit, Store
 from alignment.store.store import Named, refs_of
 from alignment_dags.retention.items import Kept, ToErase
 from alignment_dags.retention.sampled import CANDIDATES, PAIRS, PROMPTS, RANKED, current_generated, current_sampled
+from assets.learned import IDS_FILE
 
 SHARD, DATASET, MANIFEST = "preference_shard", "sft_dataset", "preference_manifest"
-IDS_FILE = "row_ids.parquet"
 DEMONSTRATIONS = Holder(DATASET, (TRAIN_FILE, HELD_OUT_FILE), normalise_sft)
 
 

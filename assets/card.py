@@ -26,6 +26,7 @@ from alignment.store import Artifact, Commit, Store
 from assets.card_text import UNKNOWN, text_of
 from assets.certificate import certificate_of
 from assets.champion import scores_of
+from assets.learned import withdrawn_since
 from assets.registration import RegistrationSummary
 from eval.gate.compare import MetricComparison
 from eval.gate.metrics import headline, title_of
@@ -82,6 +83,8 @@ def card_of(
     unknown += ["method and settings of the training"] if settings is None else []
     unknown += ["what the gate said, and every evaluation"] if report is None else []
     evaluations = list(_evaluations(store, registration, decided))
+    since = withdrawn_since(store, registration.environment.get("recipe", ""), policy)
+    withdrawn = None if since is None else since.told()
     about = {
         "model": model,
         "version": version,
@@ -99,6 +102,7 @@ def card_of(
         "certificate": None if (certificate := certificate_of(store, policy.digest)) is None else certificate.told(),
         "gate": {"verdict": decided.verdict, "reasons": decided.reasons},
         "decision": None if decision is None else decision.model_dump(mode="json"),
+        "withdrawn_since": withdrawn,
         "limits": list(_limits(decided, registered, then, base, evaluations, trained)),
         "made": {
             "at": policy.started_at,

@@ -71,9 +71,15 @@ def _body(about: Mapping[str, Any]) -> Iterator[str]:
     yield from ("## Evaluation", "", *evaluation_lines(about), "")
     if about["certificate"]:
         yield from (f"The recipe was {escaped(about['certificate'])}.", "")
-    yield from ("## Limits", "", *(f"- {escaped(each)}" for each in about["limits"]))
+    yield from ("## Limits", "", *(f"- {escaped(each)}" for each in limits_of(about)))
     yield from (f"- Unknown: {escaped(each)}." for each in about["unknown"])
     yield from ("", "## How it was made", "", *_made(about))
+
+
+def limits_of(about: Mapping[str, Any]) -> list[str]:
+    """What a user must know of the version: first, if rows that it learned were withdrawn since."""
+    told = about["withdrawn_since"]
+    return [*([f"{told[0].upper()}{told[1:]}."] if told else []), *about["limits"]]
 
 
 def verdict_lines(about: Mapping[str, Any]) -> Iterator[str]:
@@ -147,7 +153,7 @@ def description_of(about: Mapping[str, Any]) -> str:
         f"Base: {escaped(about['base']['name'])}. Method: {escaped(about['method'])}."
         f" Rows: {UNKNOWN if rows is None else number(rows)}. Data: {data}.",
         "",
-        *(f"- {escaped(each)}" for each in about["limits"]),
+        *(f"- {escaped(each)}" for each in limits_of(about)),
         *(f"- Unknown: {escaped(each)}." for each in about["unknown"]),
     ]
     return "\n".join(lines)

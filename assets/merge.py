@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from alignment.data.hub import HubUnreachable
-from alignment.data.manifest import SPLIT_FILE
-from alignment.data.rows import TRAIN_FILE
-from alignment.data.withdrawal import rows_held
 from alignment.errors import BadInput, named_in
 from alignment.models.checkpoint import read_config, text_config
 from alignment.models.merging import other_sizes
@@ -19,15 +16,16 @@ from alignment.recipe.recipe import Recipe
 from alignment.recipe.training import SftTraining
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.merged_checkpoint import STAGE, TRAINED, MergeRequest
-from alignment.stages.policy import ON_POLICY_FILE, DpoRequest
+from alignment.stages.policy import DpoRequest
 from alignment.stages.sft_checkpoint import STAGE as ADOPTING
 from alignment.stages.sft_checkpoint import SftRequest
-from alignment.stages.stage import POLICY, CheckpointSummary, starts_of, trainings_of
-from alignment.store import Artifact, Commit, MissingArtifact, Store
+from alignment.stages.stage import CheckpointSummary
+from alignment.store import Artifact, Store
 from alignment.store.erase import current_erasure
 from assets.building.node import Node
 from assets.building.upstream import Upstream
 from assets.champion import registered_champion
+from assets.learned import learned_withdrawn
 
 TRAINED_NODE = "trained/policy_checkpoint"
 
@@ -138,45 +136,6 @@ def is_usable(upstream: Upstream, policy: Artifact) -> bool:
     """Whether the weights of a policy are there, and nothing that was withdrawn since is in them."""
     store = upstream.store
     return current_erasure(store, policy) is None and not learned_withdrawn(upstream, store.commit_of(policy))
-
-
-def learned_withdrawn(upstream: Upstream, policy: Commit) -> bool:
-    """Whether a policy was trained on rows, demonstrations or shards that were withdrawn from the recipe since, or
-    against a champion that was."""
-    store, withdrawn = upstream.store, upstream.withdrawn()
-    for trained in _learned_from(store, policy):
-        manifest = store.commit_of(trained.inputs["manifest"])
-        shards = {name.removeprefix("shards.") for name in manifest.inputs if name.startswith("shards.")}
-        dataset = starts_of(store.commit_of, trained)[-1].inputs.get("dataset")
-        if (
-            shards & withdrawn.shards
-            or _held(store, manifest.artifact, SPLIT_FILE, withdrawn.rows)
-            or (dataset is not None and _held(store, dataset, TRAIN_FILE, withdrawn.demonstrations))
-            or (ON_POLICY_FILE in trained.files and _held(store, trained.artifact, ON_POLICY_FILE, withdrawn.rows))
-        ):
-            return True
-    return False
-
-
-def _learned_from(store: Store, policy: Commit) -> Iterator[Commit]:
-    """The trainings that a policy's weights came from, and those of the policies that were their references."""
-    outstanding, seen = [policy], set[str]()
-    while outstanding:
-        for trained in trainings_of(store.commit_of, outstanding.pop()):
-            if trained.key in seen:
-                continue
-            seen.add(trained.key)
-            yield trained
-            if (reference := trained.inputs.get("reference")) is not None and reference.kind == POLICY:
-                outstanding.append(store.commit_of(reference))
-
-
-def _held(store: Store, artifact: Artifact, file: str, rows: frozenset[str]) -> bool:
-    """Whether a file of an artifact has any of the row ids; one that was erased counts as having them."""
-    try:
-        return bool(rows) and bool(rows_held(store, artifact, rows, (file,)))
-    except MissingArtifact:
-        return True
 
 
 def require_same(store: Store, policy: Artifact, part: Artifact, name: str) -> None:

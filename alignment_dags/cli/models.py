@@ -103,6 +103,8 @@ def _about(result: dict[str, Any]) -> Iterator[str]:
         yield f"certificate: {result['certificate']['told']}"
     if result["withdrawal_evidence"]:
         yield f"trained without {result['withdrawal_evidence']['told']}"
+    if result["withdrawn_since"]:
+        yield f"withdrawn: {result['withdrawn_since']['told']}"
     for erasure in result["erased"]:
         yield f"erased: files of {erasure['kind']} {erasure['key'][:SHORT]} on {erasure['at']}: {erasure['why']}"
 

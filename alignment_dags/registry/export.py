@@ -33,8 +33,9 @@ def export(model: str, to: Path, say: Say, adapter: bool = False) -> dict[str, A
 
     The model's card (README.md) is written beside them. All are copied to a hidden folder beside `to`, which is renamed
     when it is complete: an interrupted export leaves nothing at `to`. Returns `model`, `version`, `digest`, `path`,
-    `files` {name: {sha256, size}}, `bytes`, `card` and what is `unknown` to it, and `adapter` {base, revision,
-    base_digest, rank, alpha, parameters} where that was asked for. Raises `BadInput` for a folder that cannot be used
+    `files` {name: {sha256, size}}, `bytes`, `card` and what is `unknown` to it, `withdrawn_since` (in a line, what it
+    learned that was withdrawn since; or None), and `adapter` {base, revision, base_digest, rank, alpha, parameters}
+    where that was asked for. Raises `BadInput` for a folder that cannot be used
     or a policy without an adapter, `ErasedArtifact` if the weights were erased.
     """
     store = ArtifactStore().open()
@@ -70,6 +71,7 @@ def export(model: str, to: Path, say: Say, adapter: bool = False) -> dict[str, A
         "bytes": size,
         "card": CARD_FILE,
         "unknown": card.unknown,
+        "withdrawn_since": card.about["withdrawn_since"],
         **({} if kept is None else {"adapter": kept.model_dump()}),
     }
 
@@ -136,6 +138,8 @@ def show_exported(result: dict[str, Any]) -> None:
 
     folder = place(result["path"])
     print(f"{result['model']} version {result['version']}: {folder}")
+    if result["withdrawn_since"]:
+        print(result["withdrawn_since"])
     if adapter := result.get("adapter"):
         revision = f" at {adapter['revision']}" if adapter["revision"] else ""
         bits = f" in {adapter['quantise']}" if adapter.get("quantise") else ""

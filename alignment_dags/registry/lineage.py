@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from alignment.errors import BadInput
@@ -20,7 +20,7 @@ from alignment.stages.stage import (
     starts_of,
     trainings_of,
 )
-from alignment.store import Artifact, Commit, Store
+from alignment.store import Commit, Store
 from alignment.store.erase import current_erasure
 from alignment_dags.registry.registrations import (
     champion_of,
@@ -32,6 +32,7 @@ from alignment_dags.registry.registrations import (
 from alignment_dags.retention.evidence import evidence_of
 from assets.certificate import about, certificate_of
 from assets.champion import moved_by_hand
+from assets.learned import CommitOf, withdrawn_since
 from assets.registration import RegistrationSummary
 from eval.stages.evaluation_report import ReportSummary
 from resources.mlflow import MlflowRecords, Tracking, TrackingUnreachable
@@ -100,17 +101,15 @@ def _names(commit: Commit) -> dict[str, Any]:
     return {"digest": commit.digest, "key": commit.key}
 
 
-CommitOf = Callable[[Artifact], Commit]
-
-
 def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
     """The lineage of MODEL, MODEL@alias or MODEL@version as plain data.
 
     `tree` nests every artifact's inputs down to base model and source files' rows; `shards` lists the
     preference shards with row digests and counts; `runs` has, for every artifact, the Dagster run that made it
     and the MLflow run that reported it (None if MLflow does not answer). `certificate` is that of the policy, and
-    `withdrawal_evidence` what was measured on rows that it was trained without (None without). `record_of` describes
-    the other fields.
+    `withdrawal_evidence` what was measured on rows that it was trained without (None without). `withdrawn_since` says
+    what it learned that was withdrawn from its recipe since, by the store's tombstones {rows, of_reference, told}, or
+    is None. `record_of` describes the other fields.
     """
     name, wanted = name_and_version(model)
     store = ArtifactStore().open()
@@ -129,6 +128,8 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
     commits: dict[str, Commit] = {}
     tree = _tree(registration, commit_of, commits, set())
     policy = commits[registration.inputs["policy"].key]
+    recipe = registration.environment.get("recipe", "")
+    since = withdrawn_since(store, recipe, policy, lambda artifact: commits[artifact.key])
     return {
         "model": name,
         "version": RegistrationSummary.of(registration).version,
@@ -141,6 +142,7 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
         "alias_moved": _alias_moved(store, name),
         "certificate": about(certificate_of(store, policy.digest)),
         "withdrawal_evidence": evidence_of(store, policy.digest),
+        "withdrawn_since": None if since is None else {**asdict(since), "told": since.told()},
     }
 
 

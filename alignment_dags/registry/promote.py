@@ -16,6 +16,7 @@ from typing import Any
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
+from alignment.store import Commit, Store
 from alignment.store.erase import current_erasure
 from alignment_dags.recipes import RECIPES, more_recipes, recipes_in_use
 from alignment_dags.registry.registrations import registration_of, registrations_of
@@ -24,6 +25,7 @@ from alignment_dags.run.shards import owner_file
 from alignment_dags.run.workers import apply_pools, end_dead_runs
 from alignment_dags.run.workspace import Workspace
 from assets.champion import check_evaluated, moved_by_hand, registered_champion
+from assets.learned import withdrawn_since
 from assets.registration import Decision, RegistrationSummary, drop_decision, write_decision
 from resources.databases import dagster_instance
 from resources.home import ensure_home
@@ -99,8 +101,8 @@ def _is_champion(workspace: Workspace, model: str, version: str) -> bool:
 def decide(workspace: Workspace, promotion: Promotion) -> Decision:
     """The decision behind a promotion.
 
-    Raises `BadInput` for an unknown version, a version whose weights were erased, and an override for a policy that
-    was not evaluated yet.
+    Raises `BadInput` for an unknown version, a version whose weights were erased or that learned what was withdrawn
+    since (unless it is the champion), and an override for a policy that was not evaluated yet.
     """
     recipe, store, upstream = workspace.recipe, workspace.store, workspace.upstream()
     candidate = upstream.get("policy_checkpoint")
@@ -109,6 +111,8 @@ def decide(workspace: Workspace, promotion: Promotion) -> Decision:
     target = None if promotion.to is None else registration_of(store, promotion.model, promotion.to)
     if target is not None and (erasure := current_erasure(store, target.inputs["policy"])) is not None:
         raise BadInput(f"{promotion.model} version {promotion.to} cannot come back: its weights were {erasure.message}")
+    if target is not None and registered_champion(store, upstream.get(NODE)).version != promotion.to:
+        _require_nothing_withdrawn(store, recipe.name, target, f"{promotion.model} version {promotion.to}")
     if target is None:
         scores = {suite: upstream.get(f"policy_evals/{suite}") for suite in recipe.evals.selected()}
         check_evaluated(store, candidate, upstream.get("evaluation_report"), scores)
@@ -120,6 +124,16 @@ def decide(workspace: Workspace, promotion: Promotion) -> Decision:
         by=getpass.getuser(),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _require_nothing_withdrawn(store: Store, recipe: str, registration: Commit, version: str) -> None:
+    """Raises `BadInput` if a version learned rows that were withdrawn from the recipe since."""
+    since = withdrawn_since(store, recipe, store.commit_of(registration.inputs["policy"]))
+    if since is not None:
+        raise BadInput(
+            f"{version} cannot come back: {since.told()}; restore the rows (`align prefs restore`), or train again"
+            " (`align run`)"
+        )
 
 
 def show_promotion(result: dict[str, Any]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,8 +26,9 @@ from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.erase import all_commits, current_erasure
 from alignment.store.store import refs_of
 from alignment_dags.registry.registrations import REGISTERED, name_and_version, registration_of
-from alignment_dags.retention.text import IDS_FILE, SHARD
+from alignment_dags.retention.text import SHARD
 from assets.champion import registered_champion
+from assets.learned import IDS_FILE
 from assets.registration import RegistrationSummary
 from resources.store import ArtifactStore
 
@@ -124,10 +127,24 @@ def show_row(result: dict[str, Any]) -> None:
         print(f"withdrawn from {recipe} on {stone['at']}" + (f": {stone['reason']}" if stone["reason"] else ""))
 
 
+RANKS = pa.array(["train", "held_out", "dropped"])
+"""A row's splits, the strongest first: weights have what any of their trainings was trained on."""
+
+
 def rows_of(store: Store, model: str) -> pa.Table:
-    """All rows of a model version's manifest: `row_id`, `shard`, `split` (train, held_out or dropped), and the `reason`
-    why it was dropped. Raises `BadInput` for a model that is not there."""
+    """All rows that a model version's weights came from: `row_id`, `shard`, `split` (train, held_out or dropped), and
+    the `reason` why it was dropped.
+
+    They are those of the version's manifest, and behind them what the manifests of earlier links and rounds, and of the
+    other parts of an average, have more or train on (see `_together`). Raises `BadInput` for a model that is not there.
+    """
     policy = store.commit_of(registration_of(store, *name_and_version(model)).inputs["policy"])
+    trainings = {trained.key: trained for trained in trainings_of(store.commit_of, policy)}
+    return reduce(_together, (_given(store, trained) for trained in trainings.values()))
+
+
+def _given(store: Store, policy: Commit) -> pa.Table:
+    """The rows of a training's manifest, in its order, as the training used them."""
     with store.open(policy.inputs["manifest"], SPLIT_FILE) as stream:
         rows = pq.read_table(stream)
     with suppress(MissingArtifact):  # erased, or not there: the manifest's split stands without what training dropped
@@ -137,6 +154,22 @@ def rows_of(store: Store, model: str) -> pa.Table:
         for name in ("split", "reason"):
             rows = rows.set_column(rows.column_names.index(name), name, trained[name].cast(rows[name].type))
     return rows
+
+
+def _together(rows: pa.Table, more: pa.Table) -> pa.Table:
+    """The rows of two trainings, each of a shard once: train goes before held_out, held_out before dropped, and the
+    first training before the second. A row that is in several shards is dropped in all but one, as in a manifest."""
+    both = pa.concat_tables([rows, more])
+    count = both.num_rows
+    place = pa.array(np.arange(count))
+    order = pc.add(pc.multiply(pc.cast(pc.index_in(both["split"], RANKS), pa.int64()), count), place)
+    ordered = both.append_column("order", order)
+    in_shard, anywhere = (
+        ordered.group_by(names).aggregate([("order", "min")])["order_min"]
+        for names in (["row_id", "shard"], ["row_id"])
+    )
+    first = pc.or_(pc.equal(both["split"], "dropped"), pc.is_in(order, anywhere))
+    return both.filter(pc.and_(pc.is_in(order, in_shard), first))
 
 
 def write_rows(model: str, out: Path) -> dict[str, Any]:

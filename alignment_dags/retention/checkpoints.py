@@ -8,8 +8,9 @@ from collections.abc import Collection
 from alignment.stages.stage import starts_of, trainings_of
 from alignment.store import Commit, Store
 from alignment.store.store import refs_of
-from alignment_dags.retention.items import ToErase
+from alignment_dags.retention.items import Kept, ToErase
 from assets.champion import registered_champion
+from assets.learned import withdrawn_since
 from assets.registration import RegistrationSummary
 
 POLICY, SFT, REGISTERED = "policy_checkpoint", "sft_checkpoint", "registered_model"
@@ -42,6 +43,47 @@ def unneeded_checkpoints(
         if commit.key not in below and (recipes is None or commit.environment.get("recipe", "") in recipes):
             to_erase.append(_without_weights(commit, "no policy that is kept was trained from it"))
     return [checkpoint for checkpoint in to_erase if checkpoint.files]
+
+
+def learned_and_kept(
+    store: Store, recipes: Collection[str], erased: Collection[str], aliased: Collection[str], in_use: set[str]
+) -> list[Kept]:
+    """The policies, other than those with a key in `erased`, that learned rows which one of the recipes that made or
+    registered them has withdrawn since; each with what it takes to erase it. The same weights are named once: those of
+    an average of one part are its part's too."""
+    versions = {
+        (commit.environment.get("recipe", ""), commit.inputs["policy"].digest): summary.version
+        for commit in reversed(_latest_first(store, REGISTERED))
+        if (summary := RegistrationSummary.of(commit)).registered
+    }
+    champions = {
+        champion.digest
+        for named in refs_of(store, REGISTERED)
+        if (champion := registered_champion(store, named.ref.artifact).policy) is not None
+    }
+    policies: defaultdict[str, list[Commit]] = defaultdict(list)
+    for policy in _latest_first(store, POLICY):
+        if policy.key not in erased:
+            policies[policy.digest].append(policy)
+    used = in_use | current_checkpoint_keys(store, POLICY)
+    kept: list[Kept] = []
+    for digest, same in policies.items():
+        owners = {policy.environment.get("recipe", "") for policy in same}
+        owners |= {recipe for recipe, registered in versions if registered == digest}
+        for recipe in sorted(owners & set(recipes)):
+            since = next(filter(None, (withdrawn_since(store, recipe, policy) for policy in same)), None)
+            if since is None:
+                continue
+            once = ""
+            if digest in champions:
+                once = " once it is not the champion"
+            elif digest in aliased or any(policy.key in used for policy in same):
+                once = " once no recipe uses it and it has no alias"
+            learned = f"{'it' if since.rows else 'its reference'} learned rows that were withdrawn"
+            version = versions.get((recipe, digest))
+            name = f"policy {digest[:12]} ({recipe}{f' version {version}' if version else ', never registered'})"
+            kept.append(Kept(POLICY, same[0].key, f"{learned}; `align gc {recipe} --keep 0` erases it{once}", name))
+    return kept
 
 
 def current_checkpoint_keys(store: Store, kind: str) -> set[str]:

@@ -16,7 +16,13 @@ from alignment.recipe import Recipe, load_recipe
 from alignment.store import Commit, Store
 from alignment.store.erase import current_erasure, erase, erasures, finish, keys_in_use, remaining
 from alignment.store.store import refs_of
-from alignment_dags.retention.checkpoints import POLICY, SFT, current_checkpoint_keys, unneeded_checkpoints
+from alignment_dags.retention.checkpoints import (
+    POLICY,
+    SFT,
+    current_checkpoint_keys,
+    learned_and_kept,
+    unneeded_checkpoints,
+)
 from alignment_dags.retention.items import Kept, Plan, leftovers, remove
 from alignment_dags.retention.sampled import CANDIDATES, RANKED
 from alignment_dags.retention.text import (
@@ -139,11 +145,14 @@ def plan_of(store: Store, names: list[str], *, everything: bool, keep: int, resu
     """What would be removed; changes nothing. `resumable` are keys whose work the next run continues."""
     in_use = keys_in_use(store)
     to_erase, kept = withdrawn_text(store, names, in_use)
+    aliased: set[str] = set()
     try:
-        aliased = Tracking(attempts=1).aliased_policies()
+        aliased |= set(Tracking(attempts=1).aliased_policies())
         to_erase += unneeded_checkpoints(store, None if everything else names, keep, aliased, in_use)
     except TrackingUnreachable as error:
         kept.append(Kept(POLICY, "", f"no checkpoint is removed while it is not known which have an alias: {error}"))
+    erased = {item.key for item in to_erase}
+    kept += learned_and_kept(store, names, erased, aliased, in_use)
     tokenised = withdrawn_ids(store, names, to_erase)
     left = leftovers(store, resumable=resumable, withdrawn_at=last_withdrawal(store, names))
     return Plan(to_erase, kept, list(left), tokenised)
@@ -195,7 +204,8 @@ def show_collected(result: dict[str, Any]) -> None:
     if result["token_ids"]:
         print(f"{would}: the token ids of {counted(result['token_ids'], 'row')}")
     for item in result["kept"]:
-        print(f"kept: {item['kind']} {item['key'][:12]}: {item['why']}")
+        name = item["name"] or f"{item['kind']} {item['key'][:12]}"
+        print(f"kept: {name}: {item['why']}")
     print(f"{size(result['bytes'])} {'would be freed' if result['dry_run'] else 'freed'}; every commit record stays")
     for place in result["source"]:
         print(f"your own file, not changed: {place} (withdrawn rows stay in it until you remove them)")

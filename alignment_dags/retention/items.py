@@ -47,11 +47,13 @@ class ToErase:
 
 @dataclass(frozen=True)
 class Kept:
-    """An artifact that would be erased if it were not still in use."""
+    """An artifact that would be erased if it were not still in use; `name` is what the output calls it, by default its
+    kind and key."""
 
     kind: str
     key: str
     why: str
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from alignment_dags.retention.sampled import (
     current_generated,
     current_sampled,
 )
+from assets.learned import IDS_FILE
 
 SHARD, DATASET, MANIFEST = "preference_shard", "sft_dataset", "preference_manifest"
-IDS_FILE = "row_ids.parquet"
 DEMONSTRATIONS = Holder(DATASET, ROW_FILES[DATASET], normalise_sft)
 
 

@@ -17,7 +17,7 @@ from alignment.store import Artifact, Ref, Store
 from alignment.store.erase import erase
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import Upstream
-from assets.merge import learned_withdrawn
+from assets.learned import learned_withdrawn
 from assets.new_rows import stands_on
 from tests.assets.test_generation import GENERATE
 from tests.assets.test_new_rows import registered

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import dagster as dg
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from filelock import FileLock, Timeout
 
 from alignment.errors import BadInput, CorruptArtifact, MissingArtifact
 from alignment.recipe import Recipe, load_recipe
-from alignment.store import Store
+from alignment.store import Artifact, Store
 from alignment_dags.cli.models import lines
+from alignment_dags.registry.cards import write_card
+from alignment_dags.registry.export import export, show_exported
 from alignment_dags.registry.lineage import lineage_of
 from alignment_dags.registry.promote import Promotion, decide, promote
-from alignment_dags.retention.collect import carry_out, plan_of
+from alignment_dags.retention.collect import carry_out, collect, plan_of, show_collected
+from alignment_dags.retention.withdraw import restore, withdraw
 from alignment_dags.run.workspace import Workspace
 from assets.building.factory import BAD_INPUT, asset_key, asset_resources, build_asset
 from assets.building.node import Work
@@ -314,6 +319,60 @@ def test_what_cannot_be_promoted_is_refused_and_leaves_nothing_behind(
         promote(Promotion("small", to="1", recipe=path), print)
     bring_up_to_date(load_recipe(path))
     assert version_with_tags()[0] == "2"
+
+
+def train_ids(store: Store, manifest: Artifact, shard: str) -> list[str]:
+    rows = pq.read_table(store.fetch(manifest) / "split.parquet").to_pylist()
+    return [row["row_id"] for row in rows if (row["shard"], row["split"]) == (shard, "train")]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_version_that_learned_withdrawn_rows_does_not_come_back_and_whoever_looks_at_it_is_told(
+    write: Write,
+    finished: Callable[..., Upstream],
+    bring_up_to_date: Callable[..., Upstream],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write(0.1)
+    made = finished(load_recipe(path))
+    store, policy, manifest = made.store, made("policy_checkpoint"), made("preference_manifest")
+    one, other = sorted(name[len("shards.") :] for name in store.commit_of(manifest).inputs if "shards." in name)
+    assert lineage_of("small")["withdrawn_since"] is None and collect([path])["kept"] == []
+    withdraw(path, train_ids(store, manifest, one)[:2], [], "asked by mail")
+    told = "2 of its rows were withdrawn since (align prefs withdraw)"
+    named = f"kept: policy {policy.digest[:12]} (small version 1): it learned rows that were withdrawn; "
+    assert promote(Promotion("small", to="1", recipe=path), print)["decision"] is None, "it is champion already"
+    show_collected(collect([path], dry_run=True))
+    page = capsys.readouterr().out
+    assert f"{named}`align gc small --keep 0` erases it once it is not the champion\n" in page
+
+    after = bring_up_to_date(load_recipe(path))
+    assert version_with_tags()[0] == "2" and lineage_of("small")["withdrawn_since"] is None
+    refused = rf"small version 1 cannot come back: {re.escape(told)}; restore the rows .*, or train again"
+    with pytest.raises(BadInput, match=refused):
+        promote(Promotion("small", to="1", recipe=path), print)
+    lineage = lineage_of("small@1")
+    assert lineage["withdrawn_since"] == {"rows": 2, "of_reference": 0, "told": told}
+    assert lineage == lineage_of("small@1", "mlflow")
+    assert "\n".join(lines(lineage)).count(told) == 1
+    assert write_card("small@1", None)["text"].count(f"\n- {told}.\n") == 1
+    show_exported(export("small@1", tmp_path / "exported", print))
+    assert capsys.readouterr().out.count(told) == 1
+    assert "withdrawn since" not in write_card("small", None)["text"]
+
+    withdraw(path, [], [other], "")
+    whole = len(train_ids(store, manifest, other))
+    assert whole > 10 and lineage_of("small@1")["withdrawn_since"]["rows"] == whole + 2
+    assert lineage_of("small@2")["withdrawn_since"]["rows"] == whole
+    restore(path, [], [other])
+    show_collected(collect([path]))
+    page = capsys.readouterr().out
+    assert f"{named}`align gc small --keep 0` erases it\n" in page and "(small version 2)" not in page
+    gone = collect([path], keep=0)
+    assert [item["key"] for item in gone["erased"] if item["kind"] == policy.kind] == [policy.key]
+    assert gone["kept"] == []
+    assert after("policy_checkpoint") != policy
 
 
 @pytest.mark.usefixtures("tables")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from alignment.data.withdrawal import Tombstone, bury
 from alignment.store import Commit, Ref, Store
 from alignment.store.erase import keys_in_use
-from alignment_dags.retention.checkpoints import unneeded_checkpoints
+from alignment_dags.retention.checkpoints import learned_and_kept, unneeded_checkpoints
+from tests.alignment_dags.registry.test_rows import CHAMPION, NEW, trained
+from tests.alignment_dags.registry.test_rows import registered as register
 
 
 def spent(store: Store, keep: int, recipes: list[str] | None = None, aliased: tuple[str, ...] = ()) -> list[str]:
@@ -80,3 +83,30 @@ def test_what_the_current_policy_was_trained_against_stays(
     current = made("policy_checkpoint", "r-policy-3", 3, inputs=inputs)
     store.write_ref(Ref(artifact=current.artifact), "r", "policy_checkpoint")
     assert spent(store, 1) == ["r-policy-1", "r-policy-2", "r-sft-1"]
+
+
+def test_each_kept_policy_that_learned_withdrawn_rows_is_named_once_with_what_it_takes_to_erase_it(
+    store: Store,
+) -> None:
+    old, spare, clean = (trained(store, key, NEW) for key in ("old", "spare", "clean"))
+    champion, other = trained(store, "champion", CHAMPION), trained(store, "other", [("z", "day", "train", None)])
+    store.write_ref(Ref(artifact=other), "r", "policy_checkpoint")
+    register(store, old, "1")
+    store.write_ref(Ref(artifact=register(store, champion, "2")), "r", "registered_model")
+
+    def told(*recipes: str, erased: tuple[str, ...] = ("clean",), aliased: tuple[str, ...] = ()) -> dict[str, str]:
+        kept = learned_and_kept(store, recipes, erased, aliased, set())
+        return {one.name: one.why for one in kept}
+
+    assert told("r") == {}
+    bury(store, "r", "rows", [Tombstone(id=row, at="2026-02-01T00:00:00+00:00") for row in ("a", "b")])
+    why = "it learned rows that were withdrawn; `align gc r --keep 0` erases it"
+    named = "policy digest-spare (r, never registered)"
+    assert told("r", aliased=(spare.digest,)) == {
+        "policy digest-old (r version 1)": why,
+        "policy digest-champ (r version 2)": f"{why} once it is not the champion",
+        named: f"{why} once no recipe uses it and it has no alias",
+    }
+    assert told("r", erased=("clean", "old", "champion")) == {named: why}
+    assert told("another") == {}
+    assert clean.key == "clean"

@@ -25,7 +25,7 @@ from alignment.stages import preference_shard as shard_module
 from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Artifact, Ref
 from alignment_dags.run.launch import RANGE_END, RANGE_START
-from alignment_dags.run.run import follow_source
+from alignment_dags.run.run import follow_source, split_by_hand
 from alignment_dags.run.upgrade import Moved, Upgrades, moved_stages
 from alignment_dags.run.workspace import Workspace
 from alignment_dags.source import decide as cursor_module
@@ -255,6 +255,9 @@ def test_many_files_gone_at_once_are_doubted_once_and_go_when_a_person_follows_t
         "run `align run` or `align backfill`, which follow the source"
     ]
     assert follow_source(watched.instance, Workspace(watched.recipe, load_pools())) == ["day-0", "day-1"]
+    bury(ArtifactStore().open(), watched.recipe.name, "shards", [Tombstone(id="day-1", at=now())])
+    told = split_by_hand(Workspace(watched.recipe, load_pools()), ["day-0", "day-1"])
+    assert told == (["day-0"], ["day-1"]), "gone from the source, and withdrawn"
     assert watched.partitions == [f"day-{day}" for day in range(2, 6)]
     assert watched.tick() == []
     assert watched.skipped == "4 shards are current"

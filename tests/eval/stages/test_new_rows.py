@@ -46,16 +46,19 @@ def test_a_day_of_the_hardest_source_alone_is_no_drift_and_worse_labels_of_it_ar
     assert not finding.passed and flipped["drift"] == pytest.approx(-0.3)
 
 
-def test_every_source_counts_by_its_share_of_the_new_rows_and_a_new_one_is_beside_all_held_out_pairs() -> None:
+def test_every_source_counts_by_its_share_of_the_new_rows_and_a_new_one_has_no_drift() -> None:
     new = {"hard": pairs("hard_day", 30, 20), "easy": pairs("easy_day", 50, 0), "fresh": pairs("fresh_day", 90, 10)}
     found = numbers(new, HELD_OUT)
-    assert found["held_out_accuracy"] == pytest.approx(0.25 * 0.6 + 0.25 * 0.95 + 0.5 * 250 / 300)
-    assert found["drift"] == pytest.approx(found["accuracy"] - found["held_out_accuracy"])
+    assert found["accuracy"] == pytest.approx(170 / 200)
+    assert found["held_out_accuracy"] == pytest.approx(0.5 * 0.6 + 0.5 * 0.95)
+    assert found["drift"] == pytest.approx(0.5 * (0.6 - 0.6) + 0.5 * (1.0 - 0.95))
     assert found["drift_low"] < found["drift"] < found["drift_high"]
     told = NewRowsSummary(new=200, measured=200, **found)
     (finding,) = drift_of(told)
     assert "easy 100.0% of 50, 95.0% held out; fresh 90.0% of 100, new; hard 60.0% of 50, 60.0%" in finding.sentence
     assert told.sources["fresh"].held_out_accuracy is None
+    alone = numbers({"fresh": new["fresh"]}, HELD_OUT)
+    assert alone["accuracy"] == 0.9 and "drift" not in alone and list(alone["sources"]) == ["fresh"]
 
 
 def test_without_held_out_pairs_there_is_an_accuracy_and_no_drift() -> None:

@@ -34,7 +34,7 @@ from alignment.data.withdrawal import (
     write,
 )
 from alignment.errors import BadInput, counted, first_few
-from alignment.recipe import load_recipe
+from alignment.recipe import Recipe, load_recipe
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, MissingArtifact, Store
@@ -102,11 +102,6 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
     }
     others = sorted({owner for owner, _ in holders} - {recipe.name})
     touched = {*shards, *chain.from_iterable(holding.values())}
-    origins = [requests[name] for name in touched if name in requests]
-    origins += (source for name, stone in whole.items() if name not in requests for source in stone.sources)
-    sources = {origin.file.url if origin.file else origin.source for origin in origins}
-    dataset = None if recipe.sft is None else recipe.sft.dataset
-    sources |= set(map(shown, dataset.files or [])) if SFT_DATA in touched and dataset else set()
     return {
         "recipe": recipe.name,
         "rows": holding,
@@ -115,9 +110,18 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
         "also_in": {
             other: sorted(_ids({place: ids for place, ids in holders.items() if place[0] == other})) for other in others
         },
-        "source": sorted(sources),
+        "source": sorted(_own_files(recipe, requests, touched, whole)),
         "same_records": _same_records(requests, read_withdrawn(store, recipe.name), store, whole),
     }
+
+
+def _own_files(recipe: Recipe, requests: Shards, touched: set[str], whole: Mapping[str, Tombstone]) -> set[str]:
+    """The team's own files of the shards, and of the SFT data, that hold what was withdrawn."""
+    origins = [requests[name] for name in touched if name in requests]
+    origins += (source for name, stone in whole.items() if name not in requests for source in stone.sources)
+    dataset = None if recipe.sft is None else recipe.sft.dataset
+    files = dataset.files or [] if SFT_DATA in touched and dataset else []
+    return {origin.file.url if origin.file else origin.source for origin in origins} | set(map(shown, files))
 
 
 def restore(path: Path, rows: list[str], shards: list[str]) -> dict[str, Any]:

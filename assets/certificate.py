@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from alignment.store import Store
 from eval.gate.metrics import headline
+from eval.suites import SUITES
 
 FOLDER = "certificates"
 Noise = Literal["within", "outside", "unknown"]
@@ -49,10 +50,13 @@ class Certified(BaseModel):
 
     @property
     def ends(self) -> tuple[float | None, float | None]:
-        """The interval as a person reads it: a fraction has no value below 0 or above 1."""
-        if self.width != 1.0 or self.low is None or self.high is None:
+        """The interval as a person reads it: no run lies outside the metric's scale."""
+        suite, _, metric = self.metric.partition("/")
+        known = suite in SUITES and metric in SUITES[suite].metrics
+        least, most = SUITES[suite].scale_of(metric) if known else (0.0, 1.0)
+        if self.low is None or self.high is None or self.width != most - least:
             return self.low, self.high
-        return max(0.0, self.low), min(1.0, self.high)
+        return max(least, self.low), min(most, self.high)
 
 
 class Certificate(BaseModel):

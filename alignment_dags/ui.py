@@ -10,12 +10,14 @@ import argparse
 import glob
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import BinaryIO
 
 from alignment.errors import BadInput
@@ -26,6 +28,7 @@ from resources.store import ArtifactStore
 
 PATIENCE = 10.0  # seconds a server gets to end by itself
 LOOK = 0.5  # seconds between two looks at the servers
+HOST = "127.0.0.1"
 PORTS = {"ALIGN_DAGSTER_PORT": 3000, "ALIGN_MLFLOW_PORT": 5000}
 
 
@@ -68,7 +71,7 @@ class Server:
         try:
             with urllib.request.urlopen(self.ready, timeout=2):
                 return True
-        except OSError:
+        except (OSError, HTTPException):
             return False
 
     def stop(self) -> None:
@@ -92,16 +95,27 @@ def port_of(variable: str) -> int:
     return int(given)
 
 
+def check_free(variable: str, port: int) -> None:
+    """Raises `BadInput` for a port that no server can have: then another program's page would answer, or none."""
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: what ended lately holds no port
+        try:
+            one.bind((HOST, port))
+        except OSError as error:
+            why = f"no server can listen on port {port}: {error.strerror}; give another port"
+            raise BadInput(why, field=variable) from error
+
+
 def servers(dagster_port: int, mlflow_port: int) -> list[Server]:
     """The servers; MLflow's pages are served here only when its store is local."""
     dagster = [sys.executable, "-m", "dagster", "dev", "--workspace", str(PROJECT / "workspace.yaml")]
-    dagster += ["--host", "127.0.0.1", "--port", str(dagster_port)]
-    address = f"http://127.0.0.1:{dagster_port}"
+    dagster += ["--host", HOST, "--port", str(dagster_port)]
+    address = f"http://{HOST}:{dagster_port}"
     found = [Server("Dagster", dagster, address, f"{address}/server_info")]
     if not tracking_uri().startswith("http"):
         mlflow = [sys.executable, "-m", "mlflow", "server"]
-        mlflow += ["--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"]
-        address = f"http://127.0.0.1:{mlflow_port}"
+        mlflow += ["--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
+        address = f"http://{HOST}:{mlflow_port}"
         found.append(Server("MLflow", mlflow, mlflow_page("experiments"), f"{address}/health"))
     return found
 
@@ -171,7 +185,10 @@ def main(arguments: list[str] | None = None) -> int:
     started: list[Server] = []
     try:
         ports = [port_of(variable) for variable in PORTS]
-        os.environ.setdefault("ALIGN_MLFLOW_UI", f"http://127.0.0.1:{ports[1]}")
+        os.environ.setdefault("ALIGN_MLFLOW_UI", f"http://{HOST}:{ports[1]}")
+        started = servers(*ports)
+        for variable, port, _ in zip(PORTS, ports, started, strict=False):  # MLflow's pages may be served elsewhere
+            check_free(variable, port)
         os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # six processes that nothing here needs
         ensure_home()
         if hidden := choose_recipes(ArtifactStore().open()):
@@ -179,7 +196,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"Not shown, as they have neither run nor a schedule: {', '.join(hidden)}.", flush=True)
             print(f"To show all recipes: {RECIPES}='{every}' make ui", flush=True)
         bootstrap()
-        started = servers(*ports)
         return serve(started)
     except KeyboardInterrupt:
         return 0

@@ -9,23 +9,45 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-PORTS = range(20_000, 32_000)
-"""Below those that systems give to whoever asks for any: until a server is up, nobody is given its port."""
+PORTS = 12_000
+"""Of so many ports below those that the system gives to whoever asks for any, one is taken."""
+
+_taken: list[socket.socket] = []
 
 
 def free_port() -> int:
+    """A port for a server that is yet to be started, given to nobody else on this machine while this process lives.
+
+    Until the server listens, nothing of TCP holds its port. What holds it against other tests, of this process and of
+    those beside it, is the UDP port of the same number.
+    """
+    end = first_ephemeral_port()
     while True:
-        port = random.SystemRandom().choice(PORTS)
-        with socket.socket() as one:
-            try:
+        port = random.SystemRandom().choice(range(end - PORTS, end))
+        held = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            held.bind(("127.0.0.1", port))
+            with socket.socket() as one:
                 one.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+        except OSError:
+            held.close()
+            continue
+        _taken.append(held)
+        return port
+
+
+def first_ephemeral_port() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    except OSError:  # not Linux
+        return 32_768
 
 
 def listens(port: int) -> bool:
@@ -38,7 +60,7 @@ def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as page:
             return bool(page.status == 200)
-    except OSError:
+    except (OSError, HTTPException):
         return False
 
 
@@ -49,6 +71,24 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
         super().__init__(("127.0.0.1", 0), handler)
+
+
+@contextmanager
+def speaking_no_http() -> Iterator[int]:
+    """Meanwhile a server listens on the port that is given, and greets whoever comes as a server of gRPC does."""
+
+    class Greeting(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"\0\0\6\4\0\0\0\0\0\0\5\0\x40\0\0")  # HTTP/2's frame of settings, no line
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Greeting) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class Receiver:

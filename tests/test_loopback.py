@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from benchmarks.judge import Server as BenchmarkServer
-from tests.loopback import Server
+from resources.home import PROJECT
+from tests import loopback
+from tests.loopback import Server, answers, first_ephemeral_port, free_port, speaking_no_http
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -38,3 +42,19 @@ def test_connections_that_come_at_once_wait_and_are_all_answered(
             client.close()
         server.shutdown()
         server.server_close()
+
+
+def test_what_speaks_no_http_does_not_answer() -> None:
+    with speaking_no_http() as port:
+        assert not answers(f"http://127.0.0.1:{port}/")
+
+
+def test_a_port_is_given_once_on_this_machine_and_never_by_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also before anything listens there: here two processes take 60 of 64."""
+    monkeypatch.setattr(loopback, "PORTS", 64)
+    mine = [free_port() for _ in range(30)]
+    code = "from tests import loopback; loopback.PORTS = 64; print(*(loopback.free_port() for _ in range(30)))"
+    asked = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True, capture_output=True, text=True)
+    others = [int(port) for port in asked.stdout.split()]
+    assert len({*mine, *others}) == 60
+    assert max(*mine, *others) < first_ephemeral_port()

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,12 +171,12 @@ def started(settings: Generate, folder: Path, digest: str) -> Iterator[Generate]
 
 
 def _await(process: subprocess.Popen[bytes], url: str, seconds: float) -> None:
-    """Until the server lists models."""
+    """Until the server lists models. Until it listens, another program may have its port, and speak no HTTP."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if (code := process.poll()) is not None:
             raise BadInput(f"the server ended with {code} before it served anything", field="generate.command")
-        with suppress(OSError):
+        with suppress(OSError, HTTPException):
             try:
                 with urllib.request.urlopen(f"{url}/models", timeout=5):
                     return

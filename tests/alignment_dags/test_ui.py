@@ -20,10 +20,10 @@ from alignment.errors import BadInput
 from alignment.recipe import load_recipe
 from alignment.store import Artifact, Ref, Store
 from alignment_dags.recipes import RECIPES, derive, recipe_file, recipes_in_use, remember
-from alignment_dags.ui import choose_recipes
+from alignment_dags.ui import Server, choose_recipes, servers
 from resources.home import PROJECT, ensure_home
 from resources.pools import load_pools
-from tests.loopback import answers, free_port
+from tests.loopback import answers, free_port, speaking_no_http
 
 RECIPE = """
 name: small
@@ -68,6 +68,32 @@ def test_a_port_that_is_none_is_named_before_anything_starts(home: Path, monkeyp
     assert asked.returncode == 2
     assert told == "error: field 'ALIGN_MLFLOW_PORT': 'seventy' is no port: expected a number from 1 to 65535\n"
     assert not (home / "align").exists()
+
+
+@pytest.mark.parametrize("variable", ["ALIGN_DAGSTER_PORT", "ALIGN_MLFLOW_PORT"])
+def test_a_port_that_is_taken_is_named_before_anything_starts(
+    home: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Where another program's page answered, its address would be printed as ours."""
+    for name in ("ALIGN_DAGSTER_PORT", "ALIGN_MLFLOW_PORT"):
+        monkeypatch.setenv(name, str(free_port()))
+    with speaking_no_http() as port:
+        monkeypatch.setenv(variable, str(port))
+        asked = ui(stderr=subprocess.PIPE)
+        _, told = asked.communicate(timeout=300)
+        assert asked.returncode == 2
+        why = f"no server can listen on port {port}: Address already in use; give another port"
+        assert told == f"error: field '{variable}': {why}\n"
+        assert not (home / "align").exists()
+        if variable == "ALIGN_MLFLOW_PORT":
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+            assert len(servers(free_port(), port)) == 1, "and its port is nobody's concern where MLflow is elsewhere"
+
+
+def test_another_programs_port_is_not_ready() -> None:
+    """It may take the port between the look at it and the start of ours."""
+    with speaking_no_http() as port:
+        assert not Server("Dagster", [], "", f"http://127.0.0.1:{port}/server_info").is_ready()
 
 
 def test_recipes_that_never_ran_are_shown_only_if_asked_for_or_scheduled(

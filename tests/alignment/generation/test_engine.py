@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from alignment.errors import BadInput
 from alignment.generation import engine
 from alignment.recipe import Generate
+from tests.loopback import speaking_no_http
 
 SERVER = """
 import signal, sys
@@ -47,3 +49,14 @@ def test_an_interruption_while_a_deaf_server_is_being_ended_kills_it_at_once(
     ):
         monkeypatch.setattr(subprocess.Popen, "wait", wait_interrupted)
     assert waited[0].returncode == -9
+
+
+def test_another_programs_port_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port was free when it was chosen; another program may have taken it before the server listens."""
+    with speaking_no_http() as port:
+        monkeypatch.setattr(engine, "_free_port", lambda: port)
+        command = f"{sys.executable} -c 'import signal; signal.pause()' {{port}} {{folder}} {{name}}"
+        settings = Generate.model_validate({"kind": "vllm", "command": command, "start_seconds": 1})
+        told = pytest.raises(BadInput, match="did not list its models within 1 s")
+        with told, engine.started(settings, tmp_path, "0" * 64):
+            pass

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import socket
 import subprocess
 import sys
 import traceback
@@ -25,6 +24,7 @@ from alignment.models.sharding import local
 from alignment.stages import execute
 from alignment.stages.__main__ import load_stage
 from alignment.store import Commit, Store
+from tests.loopback import free_port
 
 RATE_OF_SGD = 0.05
 """Of a clipped gradient: what float32 rounds away of a weight is small beside its steps, and steps are small enough not
@@ -98,9 +98,7 @@ class TwoProcesses:
         return commit
 
     def _start(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = str(free_port())
         for rank in range(2):
             told = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
             self.ranks.append(

@@ -1,13 +1,13 @@
 # The two main commands are `make quickstart` and `make test`. Both first install what they need.
 #
-# When to run which tests, with their time on two cores:
+# When to run which tests, with their time on two fast cores (twice that on slow ones):
 #   make check  while you write   1 minute    ruff, mypy, and the tests that need no graph: data, recipes, store, losses,
 #                                             suites, statistics, gate, report, floors, recorded keys, without those
 #                                             marked `slow`
-#   make test   before a merge    30 minutes  the above and every other test without the marker `soak`: every contract,
+#   make test   before a merge    20 minutes  the above and every other test without the marker `soak`: every contract,
 #                                             each command, whole graphs of tiny models, the quickstart, and parts on
 #                                             real data if there is any
-#   make soak   before a release  45 minutes  tests with the marker `soak`: whole runs that are killed and continue, forty
+#   make soak   before a release  20 minutes  tests with the marker `soak`: whole runs that are killed and continue, forty
 #                                             kills, damaged stores, 3,000 shards, live daemons,
 #                                             nights and pages, the quickstart on shuffled labels, the whole graph on
 #                                             real data
@@ -20,7 +20,8 @@ BASE   := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
 PIP    := $(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed --constraint requirements.lock
 PYTEST := $(BIN)/python -m pytest
-WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# one file more at a time than there are cores, as tests wait for processes that they start; four at most, for the memory
+WORKERS := -n $(shell cores=$$(getconf _NPROCESSORS_ONLN) && echo $$((cores < 4 ? cores + 1 : 4))) --dist loadfile --no-loadscope-reorder
 LIBRARY := $(addprefix tests/alignment/,data methods recipe stages store test_*.py)
 ABOVE  := $(filter-out tests/test_bare_image.py,$(wildcard tests/test_*.py)) \
           $(addprefix tests/eval/,gate grading report statistics suites) tests/alignment_dags/planner
@@ -93,7 +94,7 @@ core-above: setup-dev ## the rest of them: what stands above the library, and wh
 newer: setup-dev ## compile every file and test the pure core on a newer Python, if there is one (PYTHON_NEXT=…)
 	$(BIN)/python -m tests.newer_python
 
-tests: setup-dev ## the tests of `make test`, a file at a time on each core, four at most
+tests: setup-dev ## the tests of `make test`
 	$(PYTEST) $(WORKERS) -m "not soak and not campaign"
 
 clean: ## remove all results (not the environment)

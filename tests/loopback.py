@@ -16,9 +16,6 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-PORTS = 12_000
-"""Of so many ports below those that the system gives to whoever asks for any, one is taken."""
-
 _taken: list[socket.socket] = []
 
 
@@ -28,9 +25,9 @@ def free_port() -> int:
     Until the server listens, nothing of TCP holds its port. What holds it against other tests, of this process and of
     those beside it, is the UDP port of the same number.
     """
-    end = first_ephemeral_port()
+    ports = ports_below(first_ephemeral_port())
     while True:
-        port = random.SystemRandom().choice(range(end - PORTS, end))
+        port = random.SystemRandom().choice(ports)
         held = socket.socket(type=socket.SOCK_DGRAM)
         try:
             held.bind(("127.0.0.1", port))
@@ -43,7 +40,13 @@ def free_port() -> int:
         return port
 
 
+def ports_below(ephemeral: int) -> range:
+    """Ports of which the system gives none to whoever asks for any, unless it gives all that a user may have."""
+    return range(ephemeral - 12_000, ephemeral) if ephemeral > 14_000 else range(20_000, 32_000)
+
+
 def first_ephemeral_port() -> int:
+    """The lowest port that the system gives to whoever asks for any."""
     try:
         return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
     except OSError:  # not Linux
@@ -79,6 +82,7 @@ def speaking_no_http() -> Iterator[int]:
 
     class Greeting(BaseRequestHandler):
         def handle(self) -> None:
+            self.request.recv(65_536)  # a connection that is closed on words unread is reset, and nothing is seen
             self.request.sendall(b"\0\0\6\4\0\0\0\0\0\0\5\0\x40\0\0")  # HTTP/2's frame of settings, no line
 
     with ThreadingTCPServer(("127.0.0.1", 0), Greeting) as server:

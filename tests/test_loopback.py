@@ -14,7 +14,7 @@ import pytest
 from benchmarks.judge import Server as BenchmarkServer
 from resources.home import PROJECT
 from tests import loopback
-from tests.loopback import Server, answers, first_ephemeral_port, free_port, speaking_no_http
+from tests.loopback import Server, answers, first_ephemeral_port, free_port, ports_below, speaking_no_http
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -49,12 +49,23 @@ def test_what_speaks_no_http_does_not_answer() -> None:
         assert not answers(f"http://127.0.0.1:{port}/")
 
 
-def test_a_port_is_given_once_on_this_machine_and_never_by_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_is_given_once_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also before anything listens there: here two processes take 60 of 64."""
-    monkeypatch.setattr(loopback, "PORTS", 64)
+    code = (
+        "from tests import loopback; loopback.ports_below = lambda _: range(18_000, 18_064);"
+        "print(*(loopback.free_port() for _ in range(30)))"
+    )
+    monkeypatch.setattr(loopback, "ports_below", lambda _: range(18_000, 18_064))
     mine = [free_port() for _ in range(30)]
-    code = "from tests import loopback; loopback.PORTS = 64; print(*(loopback.free_port() for _ in range(30)))"
     asked = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True, capture_output=True, text=True)
     others = [int(port) for port in asked.stdout.split()]
     assert len({*mine, *others}) == 60
-    assert max(*mine, *others) < first_ephemeral_port()
+
+
+@pytest.mark.parametrize(
+    ("ephemeral", "ports"),
+    [(32_768, range(20_768, 32_768)), (16_000, range(4_000, 16_000)), (1_024, range(20_000, 32_000))],
+)
+def test_ports_are_those_that_the_system_gives_to_nobody(ephemeral: int, ports: range) -> None:
+    assert ports_below(ephemeral) == ports
+    assert 1 <= first_ephemeral_port() < 2**16

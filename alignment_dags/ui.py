@@ -185,7 +185,6 @@ def main(arguments: list[str] | None = None) -> int:
     started: list[Server] = []
     try:
         ports = [port_of(variable) for variable in PORTS]
-        os.environ.setdefault("ALIGN_MLFLOW_UI", f"http://{HOST}:{ports[1]}")
         started = servers(*ports)
         for variable, port, _ in zip(PORTS, ports, started, strict=False):  # MLflow's pages may be served elsewhere
             check_free(variable, port)

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import BaseRequestHandler, ThreadingTCPServer
-from typing import Any
+from socketserver import BaseRequestHandler, BaseServer, ThreadingTCPServer
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
+
+AnyServer = TypeVar("AnyServer", bound=BaseServer)
 
 _taken: list[socket.socket] = []
 
@@ -77,6 +79,19 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
+def serving(server: AnyServer) -> Iterator[AnyServer]:
+    """Meanwhile the server answers, in a thread of its own."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
 def speaking_no_http() -> Iterator[int]:
     """Meanwhile a server listens on the port that is given, and greets whoever comes as a server of gRPC does."""
 
@@ -85,14 +100,8 @@ def speaking_no_http() -> Iterator[int]:
             self.request.recv(65_536)  # a connection that is closed on words unread is reset, and nothing is seen
             self.request.sendall(b"\0\0\6\4\0\0\0\0\0\0\5\0\x40\0\0")  # HTTP/2's frame of settings, no line
 
-    with ThreadingTCPServer(("127.0.0.1", 0), Greeting) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(ThreadingTCPServer(("127.0.0.1", 0), Greeting)) as server:
+        yield server.server_address[1]
 
 
 class Receiver:
@@ -122,14 +131,8 @@ class Receiver:
 def receiving(path: str = "/") -> Iterator[Receiver]:
     """Meanwhile a receiver listens on loopback."""
     one = Receiver(path)
-    thread = threading.Thread(target=one.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with serving(one.server):
         yield one
-    finally:
-        one.server.shutdown()
-        thread.join()
-        one.server.server_close()
 
 
 @contextmanager
@@ -155,10 +158,5 @@ def signed_files(files: Mapping[str, bytes], is_right: Callable[[str], bool]) ->
         def log_message(self, *_: object) -> None:
             pass
 
-    server = Server(Bucket)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(Server(Bucket)) as server:
         yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()

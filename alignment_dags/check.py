@@ -1,8 +1,11 @@
-"""What a valid recipe names and this machine does not have: pools, data files, model folders; and what the files that
-are here say against it: positions, and chat templates. No store, no hub."""
+"""What a valid recipe names and this machine does not have: pools, data files, model folders, packages of suites, keys
+and programs; and what the files that are here say against it: positions, and chat templates. No store, no hub."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -12,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.data.dataset_info import Wanted
 from alignment.errors import BadInput, did_you_mean_beside, no_such
-from alignment.recipe import ModelSource, PreferencePart, PreferenceSource, Recipe
+from alignment.recipe import Judge, ModelSource, PreferencePart, PreferenceSource, Recipe
 from alignment.recipe.evaluation import section_of
-from resources.pools import Pools
+from resources.compute import engines_of
+from resources.pools import REMOTE, Pools
 
 if TYPE_CHECKING:
     from alignment.data.readers import Record
@@ -80,6 +84,57 @@ def _model(field: str, model: ModelSource) -> Iterator[tuple[str, Callable[[], A
         yield f"{field}.path", partial(read_config, model.path)
     if model.chat_template is not None and model.chat_template.endswith(".jinja"):
         yield f"{field}.chat_template", partial(_file, model.chat_template)
+
+
+# Suites, which are asked after a training ------------------------------------------------------------
+
+
+def check_suites(recipe: Recipe, file: str) -> None:
+    """Raises `BadInput` that names the recipe's file and key for the first suite that could not be asked or scored
+    here: lm-eval has no such task, its scores cannot be compared item by item, or it needs a package that is not
+    installed."""
+    suites = recipe.evals.selected().items()
+    _look(((section_of(name, suite), partial(_suite, recipe, name)) for name, suite in suites), file)
+
+
+def _suite(recipe: Recipe, name: str) -> None:
+    from eval.suites import suite_of
+    from eval.suites.ifbench import IFBENCH, instructions
+
+    if suite_of(recipe.evals, name) is IFBENCH:
+        instructions()
+
+
+def not_there_yet(recipe: Recipe, pools: Pools) -> list[str]:
+    """A line for everything that a later step needs and this environment lacks, and may have by then: the suites' local
+    files, the judge's key, the program that starts a server."""
+    return [*_missing_eval_files(recipe), *_missing_key(recipe.judge), *_missing_programs(recipe, pools)]
+
+
+def _missing_eval_files(recipe: Recipe) -> Iterator[str]:
+    for name, suite in recipe.evals.selected().items():
+        for key in EVAL_FILES:
+            path = getattr(suite, key, None)
+            if isinstance(path, str) and "://" not in path and not Path(path).expanduser().exists():
+                yield f"{section_of(name, suite)}.{key}: not there yet: {path}{did_you_mean_beside(path)}"
+
+
+def _missing_key(judge: Judge | None) -> Iterator[str]:
+    if judge is not None and lacks_key(judge):
+        yield f"judge.api_key_env: {judge.api_key_env} is not set"
+
+
+def lacks_key(judge: Judge) -> bool:
+    """Whether a judge that asks for a key has none in this environment. One with its own address may need none."""
+    return judge.kind != "rubric" and judge.base_url is None and not os.environ.get(judge.api_key_env)
+
+
+def _missing_programs(recipe: Recipe, pools: Pools) -> Iterator[str]:
+    if pools[recipe.pools.responses].launcher in REMOTE:
+        return
+    for field, engine in engines_of(recipe).items():
+        if engine.command is not None and shutil.which(program := shlex.split(engine.command)[0]) is None:
+            yield f"{field}.command: no program {program} here"
 
 
 # What the models' own files say ----------------------------------------------------------------------
@@ -224,14 +279,3 @@ def _data(pattern: str, wanted: Wanted) -> None:
 def _file(path: str) -> None:
     if not Path(path).expanduser().is_file():
         raise BadInput(no_such("file", path), file=path)
-
-
-def missing_eval_files(recipe: Recipe) -> list[str]:
-    """A line for each local file of the suites that is not there; evaluation comes last, and may find them then."""
-    return [
-        f"{section_of(name, suite)}.{key}: not there yet: {path}{did_you_mean_beside(path)}"
-        for name, suite in recipe.evals.selected().items()
-        for key in EVAL_FILES
-        if isinstance(path := getattr(suite, key, None), str) and "://" not in path
-        if not Path(path).expanduser().exists()
-    ]

@@ -15,7 +15,7 @@ from typing import Any
 from alignment.address import shown
 from alignment.errors import BadInput, first_few
 from alignment.recipe import Recipe, load_recipe
-from alignment_dags.check import check_places
+from alignment_dags.check import check_places, lacks_key
 from alignment_dags.recipes import RECIPES, have_run, recipe_names
 from resources.home import PROJECT, align_home, dagster_home, ensure_home, mlflow_ui, tracking_uri
 from resources.pools import load_pools, pools_file
@@ -210,7 +210,7 @@ def _judges(ask: bool) -> Iterator[Finding]:
         if judge is None or judge.kind == "rubric":
             continue
         where = f"{name}: {judge.model} at {judge.base_url or 'OpenAI'}"
-        if judge.api_key_env not in os.environ and judge.base_url is None:
+        if lacks_key(judge):
             yield Finding("judge", "bad" if ask else "note", f"{where}: {judge.api_key_env} is not set", "set it")
         elif ask:
             yield from _ask(judge, where)

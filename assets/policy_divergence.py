@@ -10,7 +10,8 @@ from eval.stages.policy_divergence import STAGE, DivergenceRequest
 
 
 def pool_of(recipe: Recipe) -> str:
-    """The pool in which the policy answers; the reference pool if an endpoint answers for the recipe's suites."""
+    """The pool in which the policy is loaded to answer: for its divergence, and for the check before a registration. If
+    a server answers the recipe's suites, it is the reference pool, as that of the answers starts one process."""
     return recipe.pools.responses if recipe.evals.generate.kind == "transformers" else recipe.pools.reference
 
 

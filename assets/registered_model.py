@@ -27,6 +27,7 @@ from assets.building.upstream import Upstream
 from assets.card import CARD_FILE, card_of
 from assets.card_text import description_of
 from assets.champion import champion_for, check_evaluated, moved_by_hand, registered_champion, scores_of
+from assets.policy_divergence import pool_of
 from assets.publication import publish_model
 from assets.registration import Decision, RegistrationSummary, decision_for, decision_of
 from eval.gate.default import gate_of
@@ -133,7 +134,7 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
         request=request,
         show=show,
         make=make,
-        pool=recipe.pools.responses,
+        pool=pool_of(recipe),
         publish=published,
         alone=True,
     )

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.models.quantised import missing
+from alignment.recipe.evaluation import Generate
 from alignment.recipe.load import read_yaml
 from alignment.recipe.recipe import Recipe
 from alignment.store import Store
@@ -62,13 +63,17 @@ def check_processes(recipe: Recipe, pools: Pools) -> None:
         raise BadInput("grpo trains in one process; give a pool of launcher: step", field="pools.policy")
     if pools[recipe.pools.responses].world_size == 1:
         return
-    asked = {"evals.generate": recipe.evals.generate}
-    asked |= {"generate.engine": recipe.generate.engine} if recipe.generate is not None else {}
-    asked |= {"rounds.engine": recipe.rounds.engine} if recipe.rounds is not None else {}
-    for name, engine in asked.items():
+    for name, engine in engines_of(recipe).items():
         if engine.kind != "transformers":
             what = f"one process asks the {engine.kind} of {name}, and the others would idle"
             raise BadInput(f"{what}; give a pool of launcher: step", field="pools.responses")
+
+
+def engines_of(recipe: Recipe) -> dict[str, Generate]:
+    """Who answers prompts, by the recipe's section that says so."""
+    engines = {"evals.generate": recipe.evals.generate}
+    engines |= {"generate.engine": recipe.generate.engine} if recipe.generate is not None else {}
+    return engines | ({"rounds.engine": recipe.rounds.engine} if recipe.rounds is not None else {})
 
 
 def check_residency(recipe: Recipe, pools: Pools, store: Store) -> None:

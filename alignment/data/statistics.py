@@ -327,8 +327,9 @@ def length_bias(numbers: PairNumbers) -> Finding | None:
     if not passed:
         kind = "longer" if share > 0.5 else "shorter"
         sentence += (
-            f": the policy can learn to answer {kind} and nothing else; take a length-normalised method (sigmoid_norm,"
-            " simpo), or leave out the pairs that differ most with preferences.max_length_gap"
+            f": the policy can learn to answer {kind} and nothing else; take a length-normalised method"
+            " (length_normalised: true with dpo, or simpo), or leave out the pairs that differ most with"
+            " preferences.max_length_gap"
         )
     return Finding("length_bias", passed, sentence, {"chosen_longer": share, "pairs": numbers.of_two_lengths})
 

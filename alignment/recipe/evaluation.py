@@ -318,7 +318,7 @@ class Evals(Section):
     sharded: bool = False
     """Cuts the model's weights over the GPUs of a slot while it answers, while the KL divergence is measured and at the
     last check before a registration, for a model that one GPU cannot hold. It counts where the pool's launcher starts
-    more than one process, and is the only use that answering has for several."""
+    more than one process; without it each of them answers a share of the items with a whole model."""
 
     def selected(self) -> dict[str, Suite]:
         """Suite name to settings, in the order of this class."""

@@ -18,7 +18,8 @@ class Pools(Section):
     """Pool of preference training."""
     responses: str = "local"
     """Pool of all steps that load a model and generate text: answers to the suites, the policy's divergence, the check
-    before a registration."""
+    before a registration. If a server answers (`evals.generate`), the last two run in the pool of `reference`, and this
+    one needs one process: with the GPUs that `kind: vllm` gives its server, or without any for `kind: endpoint`."""
 
 
 FORBIDDEN_IN_MODEL_NAME = "/:@'\"`\\"

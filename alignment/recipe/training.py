@@ -162,7 +162,8 @@ class Sft(SftTraining):
 
 class Stop(Section):
     """When training on preferences ends early. Each condition is looked at on held-out pairs, every `eval_steps`; the
-    policy is that of the step at which training ended."""
+    policy is that of the step at which training ended. Without a condition nothing ends it, and the looks are the
+    curves of the held-out pairs alone."""
 
     eval_steps: int | None = Field(default=None, ge=1)
     """Optimiser steps from one look at the held-out pairs to the next; null looks ten times in a run."""
@@ -175,12 +176,6 @@ class Stop(Section):
     """Looks in a row without a better `metric` after which training ends; null never ends it so."""
     metric: Literal["accuracy", "loss", "margin"] = "accuracy"
     """The measurement of held-out pairs that `patience` waits for."""
-
-    @model_validator(mode="after")
-    def _some_condition(self) -> Stop:
-        if self.median_margin is None and self.kl is None and self.patience is None:
-            raise ValueError("give one of median_margin, kl and patience: nothing else ends a training")
-        return self
 
 
 class Dpo(Optimisation):
@@ -212,7 +207,7 @@ class Dpo(Optimisation):
     `grpo`: sampled answers that go through at once."""
 
     learning_rate: float = Field(default=5e-7, gt=0)
-    """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-8 to 1e-6 for a whole model, ten times
+    """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-7 to 5e-6 for a whole model, ten times
     that with LoRA. Too high a rate spoils the model before it learns the preferences. The default of `orpo`, which
     trains from the base model, is 8e-6."""
     loss: Annotated[str, AfterValidator(LOSS.known), WithJsonSchema(LOSS.schema)] = "sigmoid"

@@ -449,7 +449,7 @@ def show_nights(result: dict[str, Any]) -> None:
             print(f"    left out {shard}: {why}")
         if night["took"]:
             print(f"    {night['took']}")
-        for warning in filter(None, (night["alias"], night["judge"])):
+        for warning in filter(None, (night["alias"], night["judge"], *night["elsewhere"])):
             print(f"    {warning}")
     for path, why in result["unreadable"].items():
         print(f"{path}: {why}")

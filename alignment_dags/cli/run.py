@@ -213,8 +213,9 @@ def plan(
     from datetime import date
 
     from alignment.recipe import load_recipe
-    from alignment_dags.check import check_models, missing_eval_files
+    from alignment_dags.check import check_models, check_suites, not_there_yet
     from alignment_dags.planner.forecast import forecast
+    from alignment_dags.retention.withdraw import withdrawn_elsewhere
     from alignment_dags.run.upgrade import moved_stages
     from alignment_dags.run.workspace import Workspace
     from assets.evaluation_report import gate_and_baselines
@@ -230,15 +231,21 @@ def plan(
         known = load_recipe(recipe)
         gate_and_baselines(known, str(recipe))
         check_models(known, str(recipe), config)
+        check_suites(known, str(recipe))
         workspace = Workspace(known, load_pools())
         stages = forecast(workspace, config, rows)
         too_large = [expected.stage for expected in stages if expected.fits is False and expected.to_make != 0]
-        warnings = [*missing_eval_files(known), *filter(None, [retirement(known.judge, date.today())])]
+        warnings = [*not_there_yet(known, workspace.pools), *filter(None, [retirement(known.judge, date.today())])]
         return {
             "stages": [asdict(expected) for expected in stages],
             "too_large": too_large,
             "warnings": warnings,
-            "notes": [*known.notes(), *left_out_of_default(known), *setup_of(known, workspace.upstream())],
+            "notes": [
+                *known.notes(),
+                *left_out_of_default(known),
+                *setup_of(known, workspace.upstream()),
+                *withdrawn_elsewhere(workspace.store, known.name),
+            ],
             "upgrade": upgrade_of(workspace, moved_stages(workspace.nodes, workspace.upstream()), stages),
         }
 

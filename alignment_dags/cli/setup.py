@@ -73,7 +73,7 @@ def recipes_check(
 ) -> None:
     """Say what is wrong in recipes, or not there: keys, pools, data files, models; pools files are read too."""
     from alignment.recipe import load_recipe
-    from alignment_dags.check import check_places, missing_eval_files
+    from alignment_dags.check import check_places, check_suites, not_there_yet
     from assets.evaluation_report import gate_and_baselines
     from assets.preference_shard import refuse_files
     from eval.gate.default import left_out_of_default
@@ -89,13 +89,14 @@ def recipes_check(
         with stdout_kept():
             gate_and_baselines(recipe, str(path))
             check_places(recipe, load_pools(), str(path))
+            check_suites(recipe, str(path))
             check_packages(recipe, load_pools())
             check_processes(recipe, load_pools())
             refuse_files(recipe)
         print(f"{path}: {recipe.name} is well-formed")
         if warning := retirement(recipe.judge, date.today()):
             say(f"warning: {path}: {warning}")
-        for note in (*missing_eval_files(recipe), *recipe.notes(), *left_out_of_default(recipe)):
+        for note in (*not_there_yet(recipe, load_pools()), *recipe.notes(), *left_out_of_default(recipe)):
             say(f"note: {path}: {note}")
 
 

@@ -33,7 +33,7 @@ def show_worth(result: dict[str, Any]) -> None:
     if result["sleeps"]:
         print(f"the next night sleeps: {result['sleeps']}")
     elif result["worth"]["new_rows"] or result["worth"]["gone_rows"]:
-        print("the next night trains")
+        print("the next night trains" + (f": {result['wakes']}" if result["wakes"] else ""))
     else:
         print("no row is new or gone, so rows give the next night no reason to train")
 

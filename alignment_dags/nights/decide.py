@@ -131,7 +131,7 @@ def decide_night(
     if not done and (passed := limits.passed(runs, now, cost)) is not None:
         return End(passed) if any(run.mine and run.state == "going" for run in runs) else Close("failed", passed)
     if trained is not None:
-        return _after_training(trained)
+        return _after_training(trained, night.woke)
     base, pinned = _mine(runs, "base"), _mine(runs, "manifest")
     for what, run in (("the base model and SFT", base), ("the manifest", pinned)):
         if run is not None and run.state == "going":
@@ -225,13 +225,14 @@ def _unchanged(state: State) -> str:
     return told
 
 
-def _after_training(run: RunSeen) -> NextStep:
+def _after_training(run: RunSeen, woke: str) -> NextStep:
     if run.state == "going":
         return Wait(f"training and evaluation are in progress (run {run.id[:8]})")
+    why = f"; why tonight: {woke}" if woke else ""
     if run.state == "succeeded":
-        return Close("passed", "trained and evaluated")
+        return Close("passed", f"trained and evaluated{why}")
     if run.verdict is not None:
-        return Close("gated", f"the gate says {run.verdict}: {run.told}")
+        return Close("gated", f"the gate says {run.verdict}: {run.told}{why}")
     return Close("failed", run.told)
 
 

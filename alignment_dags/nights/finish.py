@@ -14,6 +14,7 @@ from alignment_dags.nights.decide import Close
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.state import State
+from alignment_dags.retention.withdraw import withdrawn_elsewhere
 from assets.building.upstream import Upstream
 from assets.champion import moved_by_hand
 from assets.registration import RegistrationSummary
@@ -83,7 +84,7 @@ def sentence(night: Night) -> str:
     if night.left_out:
         named = [f"{shard} ({why})" for shard, why in night.left_out.items()]
         lines.append(f"left out: {first_few(named)}")
-    lines += night.troubles
+    lines += night.troubles + night.elsewhere
     if night.costs is not None:
         lines.append(night.costs.told())
     return "\n".join(lines)
@@ -124,6 +125,21 @@ def watch_judge(book: NightBook, recipe: Recipe, night: Night, now: datetime) ->
     if warning and warning != before:
         send(recipe.alerts, Alert(recipe.name, "judge_retires", warning))
     noted = night.model_copy(update={"judge": warning})
+    book.write(noted)
+    return noted
+
+
+def note_elsewhere(book: NightBook, night: Night) -> Night:
+    """The closed night with what its recipe uses and other recipes have withdrawn: a recipe under a new name, say."""
+    found = []
+    try:
+        found = withdrawn_elsewhere(book.store, night.recipe)
+    except Exception as error:  # whatever it is, the night is over and its record stands
+        log.warning("%s: what other recipes have withdrawn was not looked at: %s", night.recipe, error)
+    if not found:
+        return night
+    log.warning("%s: %s", night.recipe, "; ".join(found))
+    noted = night.model_copy(update={"elsewhere": found})
     book.write(noted)
     return noted
 

@@ -176,10 +176,14 @@ class Night(BaseModel):
     costs: Costs | None = None
     worth: NightWorth | None = None
     """What the night had and could prove when it decided whether to train; None where the recipe does not ask."""
+    woke: str = ""
+    """Why it trained and did not sleep; empty where the recipe does not ask, or rows were not the reason."""
     alias: str | None = None
     """What was wrong with the champion's alias when the night ended; empty if nothing was, None if nobody looked."""
     judge: str | None = None
     """What was said of the judge's retirement when the night ended; empty if nothing was, None if nobody looked."""
+    elsewhere: list[str] = []
+    """What the recipe uses when the night ended and other recipes have withdrawn, a sentence each."""
 
     @property
     def id(self) -> str:

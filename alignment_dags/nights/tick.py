@@ -13,12 +13,12 @@ from alignment.recipe import Recipe
 from alignment.store import CorruptArtifact, MissingArtifact
 from alignment_dags.nights.cost import cost_so_far, note_costs
 from alignment_dags.nights.decide import Close, End, Launch, Limits, NextStep, Wait, decide_night
-from alignment_dags.nights.finish import Ending, close_night, sentence, watch_alias, watch_judge
+from alignment_dags.nights.finish import Ending, close_night, note_elsewhere, sentence, watch_alias, watch_judge
 from alignment_dags.nights.night import Night, Outcome
 from alignment_dags.nights.records import SET_ASIDE, NightBook
 from alignment_dags.nights.runs import runs_seen
 from alignment_dags.nights.state import State, state_of
-from alignment_dags.nights.worth import reason_to_sleep, worth_of
+from alignment_dags.nights.worth import reason_to_sleep, reason_to_wake, worth_of
 from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.run.shards import claim
 from alignment_dags.run.upgrade import ACCEPT, Upgrades, told
@@ -79,8 +79,10 @@ def tick(
         rule = None if recipe.schedule is None else recipe.schedule.worth
         if rule is None or night is None or (worth := worth_of(workspace)) is None:
             return None
-        night = night.model_copy(update={"worth": worth})
-        return reason_to_sleep(worth, rule, now)
+        why = reason_to_sleep(worth, rule, now)
+        woke = reason_to_wake(worth, rule, now) if why is None else None
+        night = night.model_copy(update={"worth": worth, "woke": woke or ""})
+        return why
 
     try:
         step = decide_night(night, state_now, seen, now, idle_since, limits, cost, asleep)
@@ -92,7 +94,7 @@ def tick(
         state = states[-1] if states else _state_or_none(workspace)
         closed = watch_judge(book, recipe, close_night(book, recipe, Ending(night, step, now, state)), now)
         # afterwards, as a large store or MLflow may keep a tick waiting until Dagster ends it
-        closed = note_costs(instance, workspace, book, closed)
+        closed = note_elsewhere(book, note_costs(instance, workspace, book, closed))
         watch_alias(book, recipe, closed, Tracking(attempts=1))
         return Ticked(sentence(closed))
     if isinstance(step, End):

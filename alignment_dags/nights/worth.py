@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from alignment.data.manifest import SPLIT_FILE, Manifest, read_manifest
 from alignment.data.rows import ROWS_FILE, SPLIT_AT, are_held_out, read_columns
 from alignment.errors import BadInput, counted, first_few
+from alignment.guards import Guard
 from alignment.recipe import Gate, Recipe
 from alignment.recipe.schedule import Worth
 from alignment.stages.execute import REQUEST_FILE
@@ -45,40 +46,67 @@ REPORT = "evaluation_report"
 
 
 def reason_to_sleep(worth: NightWorth, rule: Worth, now: datetime) -> str | None:
-    """Why new rows wait, in one line; None if the night trains.
+    """Why new rows wait, in one line; None if the night trains. Where no row is new, none waits."""
+    lacking = lacks(worth, rule)
+    if not lacking or not worth.new_rows or cannot_wait(worth, rule, now) is not None:
+        return None
+    return f"{told(worth)}; {', and '.join(lacking)}"
 
-    Rows that are gone never wait: somebody may have withdrawn them. Neither does anything where no row is new.
-    """
-    if worth.gone_rows or not worth.new_rows:
+
+def reason_to_wake(worth: NightWorth, rule: Worth, now: datetime) -> str | None:
+    """Why a night that does not sleep trains, in one line; None if neither a row that is new nor one that is gone is
+    why."""
+    if not worth.new_rows and not worth.gone_rows:
         return None
-    if rule.wake_on_drift and drifted(worth):
-        return None
-    if rule.max_wait_days is not None and now - worth.trained_at >= timedelta(days=rule.max_wait_days):
-        return None
+    return f"{changed(worth)}: {cannot_wait(worth, rule, now) or 'as much as schedule.worth asks for'}"
+
+
+def lacks(worth: NightWorth, rule: Worth) -> list[str]:
+    """What a rule asks for and a night does not have, each in a few words."""
     asked = {
         "min_new_rows": rule.min_new_rows or 0,
         "min_new_share": math.ceil((rule.min_new_share or 0) * worth.trained_rows),
     }
-    reasons = [f"schedule.worth.{name} asks for {rows:,}" for name, rows in asked.items() if worth.new_rows < rows]
+    lacking = [f"schedule.worth.{name} asks for {rows:,}" for name, rows in asked.items() if worth.new_rows < rows]
     if rule.provable and (weak := [one for one in worth.provable if not one.is_enough]):
-        reasons.append(f"schedule.worth.provable: {'; '.join(map(too_few_items, weak))}")
-    return f"{told(worth)}; {', and '.join(reasons)}" if reasons else None
+        lacking.append(f"schedule.worth.provable: {'; '.join(map(too_few_items, weak))}")
+    return lacking
+
+
+def cannot_wait(worth: NightWorth, rule: Worth, now: datetime) -> str | None:
+    """Why a night trains whatever it lacks: somebody may have withdrawn the rows that are gone, the alarm of a drift
+    is red, or rows have waited for as long as the rule lets them. None if nothing of this is so."""
+    if worth.gone_rows:
+        return "rows that are gone do not wait"
+    if rule.wake_on_drift and drifted(worth):
+        return "; ".join(("schedule.worth.wake_on_drift", *(one.sentence for one in _drift(worth))))
+    if rule.max_wait_days is not None and now - worth.trained_at >= timedelta(days=rule.max_wait_days):
+        return f"schedule.worth.max_wait_days: no row waits for more than {rule.max_wait_days:g} days"
+    return None
 
 
 def drifted(worth: NightWorth) -> bool:
     """Whether the alarm of a drift is red on the rows that are new now."""
-    return worth.measured is not None and any(not finding.passed for finding in drift_of(worth.measured))
+    return any(not finding.passed for finding in _drift(worth))
+
+
+def _drift(worth: NightWorth) -> list[Guard]:
+    return [] if worth.measured is None else drift_of(worth.measured)
+
+
+def changed(worth: NightWorth) -> str:
+    """What is new and what is gone, in a few words."""
+    gone = f", {worth.gone_rows:,} gone" if worth.gone_rows else ""
+    since = f"since the training of {worth.trained_at:%Y-%m-%d} on {worth.trained_rows:,}"
+    return f"{counted(worth.new_rows, 'new row')}{gone} {since}"
 
 
 def told(worth: NightWorth) -> str:
     """What a night would have, could prove and would take, in one line."""
-    since = f"since the training of {worth.trained_at:%Y-%m-%d} on {worth.trained_rows:,}"
-    gone = f", {worth.gone_rows:,} gone" if worth.gone_rows else ""
-    parts = [f"{worth.new_rows:,} new rows{gone} {since}"]
+    parts = [changed(worth)]
     if known := [f"{one.metric} {_size(one, one.change)}" for one in worth.provable if one.change is not None]:
         parts.append(f"the smallest change that a night could prove: {first_few(known)}")
-    if worth.measured is not None:
-        parts += [finding.sentence for finding in drift_of(worth.measured)]
+    parts += [finding.sentence for finding in _drift(worth)]
     if worth.seconds is not None:
         price = "" if worth.price is None else f" and {worth.price:.2f}"
         parts.append(f"it would take {worth.seconds:,.0f} s{price}")
@@ -291,8 +319,9 @@ def price_of(workspace: Workspace, since: str = MANIFEST) -> tuple[float | None,
 
 
 def worth_now(workspace: Workspace, now: datetime) -> dict[str, object]:
-    """`recipe`, the night's `worth`, and why it `sleeps` (None: it trains). Raises `BadInput` where no night asks: no
-    policy, or other settings than those of the last training."""
+    """`recipe`, the night's `worth` and what is `told` of it, why it `sleeps` (None: it trains), and why it `wakes`
+    (None where it sleeps, no row changed, or the recipe has no `schedule.worth`). Raises `BadInput` where no night
+    asks: no policy, or other settings than those of the last training."""
     recipe = workspace.recipe
     worth = worth_of(workspace)
     if worth is None:
@@ -301,9 +330,11 @@ def worth_now(workspace: Workspace, now: datetime) -> dict[str, object]:
             file=recipe.name,
         )
     rule = None if recipe.schedule is None else recipe.schedule.worth
+    sleeps = None if rule is None else reason_to_sleep(worth, rule, now)
     return {
         "recipe": recipe.name,
         "worth": worth.model_dump(mode="json"),
         "told": told(worth),
-        "sleeps": None if rule is None else reason_to_sleep(worth, rule, now),
+        "sleeps": sleeps,
+        "wakes": None if rule is None or sleeps is not None else reason_to_wake(worth, rule, now),
     }

@@ -314,7 +314,8 @@ def _load(node: Node, stand: Stand, pool: Pool | None) -> Load | None:
 def _memory(node: Node, recipe: Recipe, pool: Pool | None, model: ModelConfig, load: Load | None) -> Figure:
     if precision_of(node, recipe) is None:
         if node.stage.name in ("responses", "candidates"):
-            return Figure(0.0, "loads no model: an endpoint answers")
+            own = recipe.evals.generate.kind == "vllm" and node.stage.name == "responses"
+            return Figure(0.0, f"loads no model: {'a server that is started' if own else 'an endpoint'} answers")
         what = "gate: none registers nothing" if node.name == "registered_model" else "loads no model"
         return Figure(0.0, what)
     if model.config is None:

@@ -151,7 +151,7 @@ def precision_of(node: Node, recipe: Recipe) -> str | None:
         return node.training.precision
     if node.stage.name == "candidates" and (settings := sampled_of(node, recipe)) is not None:
         return recipe.evals.precision if settings.engine.kind == "transformers" else None
-    if node.stage.name == "responses" and recipe.evals.generate.kind == "endpoint":
+    if node.stage.name == "responses" and recipe.evals.generate.kind != "transformers":
         return None
     if node.name == "registered_model" and recipe.gate == "none":
         return None

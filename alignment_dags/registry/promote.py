@@ -16,7 +16,7 @@ from typing import Any
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
-from alignment.store import Commit, Store
+from alignment.store import Artifact, Store
 from alignment.store.erase import current_erasure
 from alignment_dags.recipes import RECIPES, more_recipes, recipes_in_use
 from alignment_dags.registry.registrations import registration_of, registrations_of
@@ -101,8 +101,8 @@ def _is_champion(workspace: Workspace, model: str, version: str) -> bool:
 def decide(workspace: Workspace, promotion: Promotion) -> Decision:
     """The decision behind a promotion.
 
-    Raises `BadInput` for an unknown version, a version whose weights were erased or that learned what was withdrawn
-    since (unless it is the champion), and an override for a policy that was not evaluated yet.
+    Raises `BadInput` for an unknown version, a version whose weights were erased, an override for a policy that was not
+    evaluated yet, and a policy that learned what was withdrawn since (unless it is the champion).
     """
     recipe, store, upstream = workspace.recipe, workspace.store, workspace.upstream()
     candidate = upstream.get("policy_checkpoint")
@@ -111,9 +111,13 @@ def decide(workspace: Workspace, promotion: Promotion) -> Decision:
     target = None if promotion.to is None else registration_of(store, promotion.model, promotion.to)
     if target is not None and (erasure := current_erasure(store, target.inputs["policy"])) is not None:
         raise BadInput(f"{promotion.model} version {promotion.to} cannot come back: its weights were {erasure.message}")
-    if target is not None and registered_champion(store, upstream.get(NODE)).version != promotion.to:
-        _require_nothing_withdrawn(store, recipe.name, target, f"{promotion.model} version {promotion.to}")
+    champion = registered_champion(store, upstream.get(NODE))
+    if target is not None and champion.version != promotion.to:
+        version = f"{promotion.model} version {promotion.to} cannot come back"
+        _require_nothing_withdrawn(store, recipe.name, target.inputs["policy"], version)
     if target is None:
+        if candidate != champion.policy:
+            _require_nothing_withdrawn(store, recipe.name, candidate, f"the policy of {recipe.name} cannot be promoted")
         scores = {suite: upstream.get(f"policy_evals/{suite}") for suite in recipe.evals.selected()}
         check_evaluated(store, candidate, upstream.get("evaluation_report"), scores)
     return Decision(
@@ -126,13 +130,13 @@ def decide(workspace: Workspace, promotion: Promotion) -> Decision:
     )
 
 
-def _require_nothing_withdrawn(store: Store, recipe: str, registration: Commit, version: str) -> None:
-    """Raises `BadInput` if a version learned rows that were withdrawn from the recipe since."""
-    since = withdrawn_since(store, recipe, store.commit_of(registration.inputs["policy"]))
+def _require_nothing_withdrawn(store: Store, recipe: str, policy: Artifact, refused: str) -> None:
+    """Raises `BadInput`, which begins with what is `refused`, if a policy learned rows that were withdrawn from the
+    recipe since."""
+    since = withdrawn_since(store, recipe, store.commit_of(policy))
     if since is not None:
         raise BadInput(
-            f"{version} cannot come back: {since.told()}; restore the rows (`align prefs restore`), or train again"
-            " (`align run`)"
+            f"{refused}: {since.told()}; restore the rows (`align prefs restore`), or train again (`align run`)"
         )
 
 

@@ -127,6 +127,8 @@ def show_row(result: dict[str, Any]) -> None:
         print(f"withdrawn from {recipe} on {stone['at']}" + (f": {stone['reason']}" if stone["reason"] else ""))
 
 
+PROMPTS = "(prompts)"
+"""In place of a shard: the prompts that an on-policy training sampled answers to."""
 RANKS = pa.array(["train", "held_out", "dropped"])
 """A row's splits, the strongest first: weights have what any of their trainings was trained on."""
 
@@ -135,8 +137,9 @@ def rows_of(store: Store, model: str) -> pa.Table:
     """All rows that a model version's weights came from: `row_id`, `shard`, `split` (train, held_out or dropped), and
     the `reason` why it was dropped.
 
-    They are those of the version's manifest, and behind them what the manifests of earlier links and rounds, and of the
-    other parts of an average, have more or train on (see `_together`). Raises `BadInput` for a model that is not there.
+    They are those of the version's manifest, then the prompts of an on-policy training (`PROMPTS` in place of a shard),
+    and behind them what the manifests of earlier links and rounds, and of the other parts of an average, have more or
+    train on (see `_together`). Raises `BadInput` for a model that is not there.
     """
     policy = store.commit_of(registration_of(store, *name_and_version(model)).inputs["policy"])
     trainings = {trained.key: trained for trained in trainings_of(store.commit_of, policy)}
@@ -153,7 +156,19 @@ def _given(store: Store, policy: Commit) -> pa.Table:
         assert trained["row_id"].equals(rows["row_id"])
         for name in ("split", "reason"):
             rows = rows.set_column(rows.column_names.index(name), name, trained[name].cast(rows[name].type))
+    if ON_POLICY_FILE in policy.files:
+        with suppress(MissingArtifact):
+            prompts = _prompts(store, policy.artifact, rows.schema)
+            rows = pa.concat_tables([rows, prompts])
     return rows
+
+
+def _prompts(store: Store, policy: Artifact, schema: pa.Schema) -> pa.Table:
+    """The prompts that an on-policy training sampled answers to, as rows of no shard."""
+    with store.open(policy, ON_POLICY_FILE) as stream:
+        ids = pq.read_table(stream, columns=["row_id"])["row_id"].to_pylist()
+    told = {"shard": PROMPTS, "split": "train", "reason": None}
+    return pa.Table.from_pylist([{"row_id": id, **told} for id in dict.fromkeys(ids)], schema)
 
 
 def _together(rows: pa.Table, more: pa.Table) -> pa.Table:

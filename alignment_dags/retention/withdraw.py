@@ -170,23 +170,36 @@ def _lift_along(
 
 
 def withdrawn_elsewhere(store: Store, recipe: str) -> list[str]:
-    """For each other recipe of the store, how many rows of this one's current shards were withdrawn from it and not
-    from this one, as a sentence. A recipe under a new name uses them again. Reads the shards' column of ids."""
-    here = read_withdrawn(store, recipe)
-    others = {PurePosixPath(path).name for path in store.matching(store.path(FOLDER), "*")} - {recipe}
-    elsewhere = {other: read_withdrawn(store, other).rows - here.rows for other in sorted(others)}
-    asked: frozenset[str] = frozenset().union(*elsewhere.values())
+    """For each other recipe of the store, how many rows of this one's current shards and SFT data, and which of these
+    shards, were withdrawn from it and not from this one, as a sentence. A recipe under a new name uses them again.
+    Reads columns of ids, and these only where another recipe has withdrawn rows that this one has not."""
+    here, told = read_withdrawn(store, recipe), []
+    shards = {name: ref.artifact for name, ref in store.read_refs(recipe, SHARD).items() if name not in here.shards}
+    dataset = store.read_ref(recipe, DATASET)
+    demonstrations = () if dataset is None else (dataset.artifact,)
+    for other in sorted({PurePosixPath(path).name for path in store.matching(store.path(FOLDER), "*")} - {recipe}):
+        there = read_withdrawn(store, other)
+        rows = _still_held(store, shards.values(), there.rows - here.rows, SHARDS)
+        rows |= _still_held(store, demonstrations, there.demonstrations - here.demonstrations, DEMONSTRATIONS)
+        stones = filter(None, (tombstone(store, other, "shards", shard) for shard in sorted(there.shards)))
+        built = {key for stone in stones for key in stone.artifacts}
+        whole = sorted(name for name, artifact in shards.items() if artifact.key in built)
+        what = [counted(len(rows), "of its rows", "of its rows")] if rows else []
+        what += [f"{'shard' if len(whole) == 1 else 'shards'} {first_few(whole)}"] if whole else []
+        if what:
+            was = "was" if len(rows) + len(whole) == 1 else "were"
+            advice = "`align prefs withdraw` here too, if they have to go"
+            told.append(f"{' and '.join(what)} {was} withdrawn from recipe {other}: {advice}")
+    return told
+
+
+def _still_held(store: Store, artifacts: Iterable[Artifact], asked: frozenset[str], holder: Holder) -> set[str]:
+    """Those of the rows that artifacts have for use; what is set aside, or erased, is not used."""
     held: set[str] = set()
-    for shard, ref in store.read_refs(recipe, SHARD).items() if asked else ():
-        if shard not in here.shards:
-            with suppress(MissingArtifact):
-                held |= rows_held(store, ref.artifact, asked)
-    return [
-        f"{counted(len(held & rows), 'of its rows was', 'of its rows were')} withdrawn from recipe {other}:"
-        " `align prefs withdraw` here too, if they have to go"
-        for other, rows in elsewhere.items()
-        if held & rows
-    ]
+    for artifact in artifacts if asked else ():
+        with suppress(MissingArtifact):
+            held |= rows_held(store, artifact, asked, holder.files)
+    return held
 
 
 def show_withdrawal(result: dict[str, Any]) -> None:

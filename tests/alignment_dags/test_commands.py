@@ -19,11 +19,14 @@ from alignment.errors import BadInput
 from alignment.progress import Pace, ProgressLog, duration, place_of
 from alignment.recipe import load_recipe
 from alignment.store import Artifact, Ref
+from alignment_dags.check import check_suites, not_there_yet
 from alignment_dags.cli import main, output
 from alignment_dags.cli.app import app
 from alignment_dags.recipes import derive, recipe_file, recipe_names, recipes_in_use
 from alignment_dags.ui import choose_recipes
+from eval.suites.ifbench import instructions
 from resources.home import PROJECT
+from resources.pools import Pools, load_pools
 from resources.store import ArtifactStore
 from tests import tiny
 
@@ -273,6 +276,51 @@ def test_files_of_the_suites_that_are_not_there_yet_are_noted(
     path = write(tmp_path / "r.yaml", evals={"ifeval": {"data": "no/input_data.jsonl"}})
     recipes_check([path])
     assert capsys.readouterr().err == f"note: {path}: evals.ifeval.data: not there yet: no/input_data.jsonl\n"
+
+
+ANSWERED = {"kind": "vllm", "command": "no-vllm serve {folder} --port {port} --name {name}"}
+JUDGED = {"judge": {"kind": "openai", "model": "m", "api_key_env": "NO_SUCH_KEY"}}
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (JUDGED, ["judge.api_key_env: NO_SUCH_KEY is not set"]),
+        ({"judge": JUDGED["judge"] | {"base_url": "http://127.0.0.1:9/v1"}}, []),
+        ({"evals": {"generate": ANSWERED}}, ["evals.generate.command: no program no-vllm here"]),
+    ],
+)
+def test_a_key_and_a_program_that_a_later_step_needs_are_noted(
+    more: dict[str, Any], told: list[str], tmp_path: Path
+) -> None:
+    recipe = load_recipe(write(tmp_path / "r.yaml", **more))
+    assert not_there_yet(recipe, load_pools()) == told
+    remote = load_pools().pools["local"].model_copy(update={"launcher": "ray"})
+    there = Pools(pools=load_pools().pools | {"local": remote})
+    assert not_there_yet(recipe, there) == [line for line in told if "program" not in line], "it is not looked for here"
+
+
+@pytest.mark.parametrize(
+    ("suite", "told"),
+    [
+        ("humaneval", "lm-eval's humaneval runs the code that a model writes, which is not supported"),
+        ("no_such_task", "no suite 'no_such_task': lm-eval has no task or group of this name"),
+    ],
+)
+def test_a_suite_that_could_not_be_asked_is_refused_before_anything_is_trained(
+    suite: str, told: str, tmp_path: Path, align: Align, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "items.jsonl").touch()
+    data = {"data": str(tmp_path / "items.jsonl")}
+    path = write(tmp_path / "r.yaml", evals={"lm_eval": {suite: data}})
+    for verb in (["plan"], ["recipes", "check"], ["run"]):
+        code, _, error = align(*verb, str(path))
+        assert code == 2 and f"error: {path}, field 'evals.lm_eval.{suite}': {told}" in error
+    path = write(tmp_path / "r.yaml", evals={"ifbench": data})
+    monkeypatch.setattr("eval.suites.ifbench.REGISTRY", "no_such_package")
+    instructions.cache_clear()
+    with pytest.raises(BadInput, match=r"field 'evals\.ifbench': .*: pip install if-verifiable"):
+        check_suites(load_recipe(path), str(path))
 
 
 # A first recipe.

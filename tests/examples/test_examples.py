@@ -20,7 +20,7 @@ import yaml
 from alignment.data.check import check_files
 from alignment.recipe import Recipe, load_recipe
 from alignment_dags import api
-from alignment_dags.check import check_places, missing_eval_files
+from alignment_dags.check import check_places, not_there_yet
 from alignment_dags.start import start
 from assets.building.upstream import Upstream
 from resources.home import PROJECT
@@ -91,7 +91,7 @@ def test_what_an_example_makes_fits_its_recipe(example: str, copied: Path, monke
     (file,) = Path().glob("*.yaml")
     recipe = load_recipe(file)
     check_places(recipe, load_pools(), str(file))
-    assert missing_eval_files(recipe) == []
+    assert not_there_yet(recipe, load_pools()) == []
     checked = check_files(list(recipe.preferences.file_patterns))
     assert checked["accepted"] >= 200 and checked["quarantined"] == 0
     assert checked["kind"] == ("unpaired" if example == "thumbs" else "paired")

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow.parquet as pq
 import pytest
 
+from alignment.data.withdrawal import Tombstone, bury
 from alignment.recipe import Recipe
+from alignment_dags.cli.output import show_nights
 from alignment_dags.definitions import build_definitions
 from alignment_dags.nights.decide import GRACE
 from alignment_dags.nights.night import Night
@@ -100,7 +103,7 @@ def pairs_of(settings: dict[str, Any]) -> Path:
 
 
 def test_a_night_sleeps_while_few_rows_are_new_says_why_and_wakes_when_enough_came(
-    nights: Nights, small_recipe: dict[str, Any]
+    nights: Nights, small_recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first_file = pairs_of(small_recipe)
     rule = {"min_new_rows": 6, "provable": True, "max_wait_days": 30}
@@ -131,9 +134,18 @@ def test_a_night_sleeps_while_few_rows_are_new_says_why_and_wakes_when_enough_ca
     assert "small_train" not in {job for job, _ in nights.launched}
 
     arrive("tuesday", 3)
+    manifest = Upstream(nights.store, "small")("preference_manifest")
+    row = pq.read_table(nights.store.fetch(manifest) / "split.parquet")["row_id"][0].as_py()
+    bury(nights.store, "old_name", "rows", [Tombstone(id=row, at="2026-11-01")])
     woken = nights.night()
+    (told,) = woken.elsewhere
+    assert told.startswith("1 of its rows was withdrawn from recipe old_name: ")
+    show_nights(latest_nights(nights.store, nights.recipe, 1))
+    assert f"    {told}\n" in capsys.readouterr().out
     assert (woken.outcome, woken.version) == ("passed", "2"), woken.reason
     assert woken.worth is not None and woken.worth.new_rows == 7
+    assert "why tonight: 7 new rows since the training of" in woken.reason
+    assert woken.reason.endswith(" on 48: as much as schedule.worth asks for")
 
 
 def test_rows_that_wait_are_measured_each_night_and_a_drift_wakes_the_night_that_is_asked_to(
@@ -176,6 +188,7 @@ def test_rows_that_wait_are_measured_each_night_and_a_drift_wakes_the_night_that
     nights.use(**changed | {"schedule": {"worth": {"min_new_rows": 1000, "wake_on_drift": True}}})
     woken = nights.night()
     assert (woken.outcome, woken.version) == ("passed", "2"), woken.reason
+    assert "on 45: schedule.worth.wake_on_drift; the champion prefers the chosen side in" in woken.reason
     assert nights.night().outcome == "skipped"
     course = new_rows_course(nights.store, "small")
     assert course is not None and [line.has_drifted for line in course.lines] == [True, True]

@@ -16,7 +16,7 @@ from alignment.stages.stage import PolicySummary
 from alignment_dags.nights.state import state_of
 from alignment_dags.planner.forecast import forecast
 from alignment_dags.registry.compare import diff
-from alignment_dags.registry.rows import row_lineage
+from alignment_dags.registry.rows import row_lineage, rows_of
 from alignment_dags.retention.withdraw import withdraw
 from alignment_dags.run.workspace import Workspace
 from assets.building.upstream import Upstream
@@ -35,7 +35,8 @@ def recipe_of(small_recipe: dict[str, Any], tmp_path: Path) -> tuple[Path, Recip
     given["optimise"] = settings | {"precision": "float32"}
     sampled = {"prompts": {"files": [str(prompts)]}, "n": 4, "max_new_tokens": 24, "score": {"kind": "rubric"}}
     path = tmp_path / "on_policy.yaml"
-    path.write_text(yaml.safe_dump(given | {"name": "on_policy", "on_policy": sampled}), encoding="utf-8")
+    gate = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
+    path.write_text(yaml.safe_dump(given | {"name": "on_policy", "on_policy": sampled, "gate": gate}), encoding="utf-8")
     return path, load_recipe(path)
 
 
@@ -72,6 +73,9 @@ def test_on_policy_and_off_policy_stand_in_one_table_with_what_each_took(
     prompts = pq.read_table(store.fetch(policy.artifact) / ON_POLICY_FILE)["row_id"].to_pylist()
     (learned,) = row_lineage(prompts[0])["policies"]
     assert (learned["digest"], learned["split"]) == (policy.digest, "train")
+    rows = rows_of(store, recipe.model_name).to_pylist()
+    assert {row["row_id"] for row in rows if (row["shard"], row["split"]) == ("(prompts)", "train")} == set(prompts)
+    assert {row["split"] for row in rows if row["shard"] != "(prompts)"} == {"held_out", "dropped"}
     withdraw(path, [prompts[0]], [], "")
     again = store.commit_of(bring_up_to_date(recipe)("policy_checkpoint"))
     left = pq.read_table(store.fetch(again.artifact) / ON_POLICY_FILE)["row_id"].to_pylist()

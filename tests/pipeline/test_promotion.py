@@ -86,9 +86,16 @@ def test_an_override_is_a_promotion_that_everybody_sees(
     write: Write, finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream], align_process: Align
 ) -> None:
     path = write(0.1, FAILS)
-    finished(load_recipe(path), failure="the gate says fail")
+    made = finished(load_recipe(path), failure="the gate says fail")
     with pytest.raises(BadInput, match="needs --reason"):
         promote(Promotion("small", override=True, reason=" ", recipe=path), print)
+    manifest = made("preference_manifest")
+    shard = next(name for name in made.store.commit_of(manifest).inputs if name.startswith("shards."))
+    gone = train_ids(made.store, manifest, shard.removeprefix("shards."))[:1]
+    withdraw(path, gone, [], "")
+    with pytest.raises(BadInput, match="the policy of small cannot be promoted: 1 of its rows was withdrawn since"):
+        promote(Promotion("small", override=True, reason="the demo is tomorrow", recipe=path), print)
+    restore(path, gone, [])
     code, told, error = align_process(
         "promote", "small", "--override", "--reason", "the demo is tomorrow", "--recipe", str(path)
     )

@@ -22,7 +22,7 @@ from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, Store
 from alignment_dags.cli.worth import show_worth
 from alignment_dags.nights.night import NightWorth, Provable
-from alignment_dags.nights.worth import changed_rows, provable_by, reason_to_sleep, settings_of, told
+from alignment_dags.nights.worth import changed_rows, provable_by, reason_to_sleep, reason_to_wake, settings_of, told
 from eval.gate.compare import MetricComparison, compare_samples
 from eval.stages.evaluation_report import ReportSummary
 from eval.suites.samples import Sample
@@ -77,6 +77,24 @@ def test_the_alarm_of_a_drift_wakes_a_night_that_is_asked_to_look_at_it() -> Non
     rule = {"worth": {"min_new_rows": 5, "wake_on_drift": True}}
     with pytest.raises(BadInput, match=r"wake_on_drift looks at new rows, which are not measured: add evals\.new_rows"):
         parse_recipe(RECIPE.model_dump(mode="json", exclude_unset=True) | {"schedule": rule}, "-", {})
+
+
+def test_a_night_that_wakes_says_what_for() -> None:
+    def wakes(rule: dict[str, Any], **changed: Any) -> str | None:
+        return reason_to_wake(WORTH.model_copy(update=changed), Worth(min_new_rows=500, **rule), NOW)
+
+    since = "since the training of 2026-11-20 on 4,000"
+    assert wakes({}, new_rows=500) == f"500 new rows {since}: as much as schedule.worth asks for"
+    waited = "schedule.worth.max_wait_days: no row waits for more than 3 days"
+    assert wakes({"max_wait_days": 3}, new_rows=1) == f"1 new row {since}: {waited}"
+    assert wakes({}, gone_rows=2) == f"100 new rows, 2 gone {since}: rows that are gone do not wait"
+    red = NewRowsSummary(
+        new=20, measured=20, accuracy=0.4, held_out_accuracy=0.7, drift=-0.3, drift_low=-0.5, drift_high=-0.1
+    )
+    assert str(wakes({"wake_on_drift": True}, measured=red)).startswith(
+        f"100 new rows {since}: schedule.worth.wake_on_drift; the champion prefers the chosen side in 40.0% of 20 rows"
+    )
+    assert wakes({}, new_rows=0) is None, "other settings, say"
 
 
 def test_a_rule_that_asks_for_nothing_is_refused() -> None:
@@ -173,17 +191,17 @@ def test_rows_are_counted_by_their_ids_whatever_shards_hold_them(store: Store, t
 
 
 @pytest.mark.parametrize(
-    ("new", "gone", "sleeps", "said"),
+    ("new", "gone", "sleeps", "wakes", "said"),
     [
-        (3, 0, "3 of 9", "the next night sleeps: 3 of 9"),
-        (3, 0, None, "the next night trains"),
-        (0, 1, None, "the next night trains"),
-        (0, 0, None, "no row is new or gone, so rows give the next night no reason to train"),
+        (3, 0, "3 of 9", None, "the next night sleeps: 3 of 9"),
+        (3, 0, None, None, "the next night trains"),
+        (0, 1, None, "1 gone", "the next night trains: 1 gone"),
+        (0, 0, None, None, "no row is new or gone, so rows give the next night no reason to train"),
     ],
 )
 def test_a_person_is_told_what_the_next_night_does(
-    new: int, gone: int, sleeps: str | None, said: str, capsys: pytest.CaptureFixture[str]
+    new: int, gone: int, sleeps: str | None, wakes: str | None, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     worth = WORTH.model_copy(update={"new_rows": new, "gone_rows": gone}).model_dump(mode="json")
-    show_worth({"recipe": "r", "told": told(WORTH), "worth": worth, "sleeps": sleeps})
+    show_worth({"recipe": "r", "told": told(WORTH), "worth": worth, "sleeps": sleeps, "wakes": wakes})
     assert capsys.readouterr().out.splitlines()[-1] == said

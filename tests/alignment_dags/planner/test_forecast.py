@@ -27,6 +27,7 @@ from alignment_dags.planner.loads import load_of, remedies, unshardable
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
 from assets.graph import nodes_of
+from resources.compute import check_processes
 from resources.home import PROJECT
 from resources.pools import Pools, load_pools
 from tests.alignment_dags.nights.test_between import made
@@ -102,6 +103,10 @@ def test_the_divergence_loads_a_model_and_answers_of_an_endpoint_none(store: Sto
     assert with_endpoint["policy_divergence"].memory_gib.value
     assert with_endpoint["policy_responses"].memory_gib.value == 0
     assert "an endpoint answers" in with_endpoint["policy_responses"].memory_gib.how
+    vllm = {"kind": "vllm", "command": "vllm serve {folder} --port {port} --served-model-name {name}"}
+    with_server = stages(recipe(ifeval=EMBEDDED, generate=vllm), store, config)
+    assert with_server["policy_responses"].memory_gib.value == 0
+    assert "a server that is started answers" in with_server["policy_responses"].memory_gib.how
 
 
 MIXTURE = CONFIG | {"model_type": "mixtral", "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
@@ -310,6 +315,7 @@ def test_every_large_recipe_is_planned_below() -> None:
 def test_a_large_recipe_needs_sharding_as_it_says_and_fits_its_own_pool_with_it(name: str, store: Store) -> None:
     shipped = load_recipe(PROJECT / "recipes" / "large" / f"{name}.yaml")
     pools = load_pools(PROJECT / "recipes" / "large" / "pools.yaml")
+    check_processes(shipped, pools)
     workspace = Workspace(shipped, pools, lambda: store)
     planned = forecast(workspace, CONFIGS / f"{LARGE[name]}.json", rows=ROWS)
     assert "Needs sharding" in shipped.description

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from alignment.data.files import pin_file
@@ -13,6 +14,8 @@ from alignment.data.withdrawal import Tombstone, bury, read_withdrawn, tombstone
 from alignment.errors import BadInput
 from alignment.stages import execute
 from alignment.stages.preference_shard import STAGE, ShardRequest
+from alignment.stages.sft_dataset import STAGE as DATASET
+from alignment.stages.sft_dataset import SftDatasetRequest
 from alignment.store import Artifact, Ref, Store
 from alignment_dags.cli.output import show_backfill
 from alignment_dags.retention.text import withdrawn_text
@@ -132,7 +135,7 @@ def test_a_source_that_was_taken_out_is_left_out_and_not_withdrawn(capsys: pytes
 
 
 def test_a_recipe_under_a_new_name_is_told_how_many_of_its_rows_the_old_one_withdrew(
-    store: Store, shard: Artifact
+    store: Store, shard: Artifact, tmp_path: Path
 ) -> None:
     store.write_ref(Ref(artifact=shard), "renamed", "preference_shard", "web")
     assert withdrawn_elsewhere(store, "renamed") == []
@@ -141,5 +144,21 @@ def test_a_recipe_under_a_new_name_is_told_how_many_of_its_rows_the_old_one_with
     assert withdrawn_elsewhere(store, "renamed") == [f"1 of its rows was withdrawn from recipe team: {advice}"]
     assert withdrawn_elsewhere(store, "team") == []
     bury(store, "renamed", "rows", [Tombstone(id=ROW, at="2026-01-01")])
+    assert withdrawn_elsewhere(store, "renamed") == []
+
+    stone = Tombstone(id="mail", at="2026-01-01", artifacts=[shard.key])
+    bury(store, "team", "shards", [stone, Tombstone(id="web", at="2026-01-01", artifacts=["other records"])])
+    assert withdrawn_elsewhere(store, "renamed") == [f"shard web was withdrawn from recipe team: {advice}"]
+    data = tmp_path / "sft.jsonl"
+    data.write_text(json.dumps({"prompt": "p", "completion": "c"}), encoding="utf-8")
+    request = SftDatasetRequest(files=[pin_file(str(data))], seed=0, held_out_fraction=0.0)
+    dataset = execute(DATASET, request, store).artifact
+    (learned,) = pq.read_table(store.fetch(dataset) / "train.parquet")["row_id"].to_pylist()
+    store.write_ref(Ref(artifact=dataset), "renamed", "sft_dataset")
+    bury(store, "team", "demonstrations", [Tombstone(id=learned, at="2026-01-01")])
+    both = f"1 of its rows and shard web were withdrawn from recipe team: {advice}"
+    assert withdrawn_elsewhere(store, "renamed") == [both]
+    bury(store, "renamed", "demonstrations", [Tombstone(id=learned, at="2026-01-01")])
+    bury(store, "renamed", "shards", [stone.model_copy(update={"id": "web"})])
     assert withdrawn_elsewhere(store, "renamed") == []
     assert read_withdrawn(store, "renamed").rows == {ROW}

@@ -108,10 +108,11 @@ def _suite(recipe: Recipe, name: str) -> None:
 def not_there_yet(recipe: Recipe, pools: Pools) -> list[str]:
     """A line for everything that a later step needs and this environment lacks, and may have by then: the suites' local
     files, the judge's key, the program that starts a server."""
-    return [*_missing_eval_files(recipe), *_missing_key(recipe.judge), *_missing_programs(recipe, pools)]
+    return [*missing_eval_files(recipe), *missing_here(recipe, pools)]
 
 
-def _missing_eval_files(recipe: Recipe) -> Iterator[str]:
+def missing_eval_files(recipe: Recipe) -> Iterator[str]:
+    """A line for each local file of the suites that is not there."""
     for name, suite in recipe.evals.selected().items():
         for key in EVAL_FILES:
             path = getattr(suite, key, None)
@@ -119,22 +120,20 @@ def _missing_eval_files(recipe: Recipe) -> Iterator[str]:
                 yield f"{section_of(name, suite)}.{key}: not there yet: {path}{did_you_mean_beside(path)}"
 
 
-def _missing_key(judge: Judge | None) -> Iterator[str]:
-    if judge is not None and lacks_key(judge):
-        yield f"judge.api_key_env: {judge.api_key_env} is not set"
-
-
-def lacks_key(judge: Judge) -> bool:
-    """Whether a judge that asks for a key has none in this environment. One with its own address may need none."""
-    return judge.kind != "rubric" and judge.base_url is None and not os.environ.get(judge.api_key_env)
-
-
-def _missing_programs(recipe: Recipe, pools: Pools) -> Iterator[str]:
+def missing_here(recipe: Recipe, pools: Pools) -> Iterator[str]:
+    """A line for the judge's key, and one for each program that starts a server, that this environment lacks."""
+    if recipe.judge is not None and lacks_key(recipe.judge):
+        yield f"judge.api_key_env: {recipe.judge.api_key_env} is not set"
     if pools[recipe.pools.responses].launcher in REMOTE:
         return
     for field, engine in engines_of(recipe).items():
         if engine.command is not None and shutil.which(program := shlex.split(engine.command)[0]) is None:
             yield f"{field}.command: no program {program} here"
+
+
+def lacks_key(judge: Judge) -> bool:
+    """Whether a judge that asks for a key has none in this environment. One with its own address may need none."""
+    return judge.kind != "rubric" and judge.base_url is None and not os.environ.get(judge.api_key_env)
 
 
 # What the models' own files say ----------------------------------------------------------------------

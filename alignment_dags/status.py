@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from alignment.data.hub import HubUnreachable, asking_briefly
 from alignment.errors import BadInput, CorruptArtifact, MissingArtifact, counted, first_few
 from alignment.progress import duration
 from alignment.recipe import Recipe, load_recipe
-from alignment.recipe.schedule import next_time
 from alignment.stages.execute import REQUEST_FILE
 from alignment.store import Store
 from alignment_dags.nights.decide import REFUSED
@@ -133,8 +131,7 @@ def _last_night(store: Store, recipe: Recipe) -> dict[str, Any] | None:
 def _next_night(recipe: Recipe, now: datetime) -> str | None:
     if recipe.schedule is None:
         return None
-    zone = ZoneInfo(recipe.schedule.timezone)
-    return next_time(recipe.schedule.cron, now.astimezone(zone)).isoformat(timespec="minutes")
+    return recipe.schedule.next_night(now).isoformat(timespec="minutes")
 
 
 # What is stale, and why.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.recipe.recipe import Recipe
-from alignment.stages.stage import first_manifest, scored_by
+from alignment.stages.stage import began_with, first_manifest, scored_by
 from alignment.store import Artifact, Commit, Store
 from assets.building.node import Node, NotNeeded, Shown
 from assets.building.upstream import Upstream
@@ -70,7 +70,10 @@ def request_of(recipe: Recipe, upstream: Upstream, manifest: Artifact, candidate
     champion = champion_for(upstream, candidate).policy
     if champion is None:
         raise NotNeeded("there is no champion yet")
-    known = first_manifest(upstream.store.commit_of, champion)
+    commit_of = upstream.store.commit_of
+    if began_with(commit_of, champion).digest != upstream(recipe.start).digest:  # its rewards are beside that one
+        raise NotNeeded("the champion began with another start checkpoint than the one that scored the new rows")
+    known = first_manifest(commit_of, champion)
     if stands_on(upstream.store, champion, manifest):
         raise NotNeeded("the champion was trained on these rows")
     return NewRowsRequest(

@@ -32,6 +32,8 @@ from assets.reference_logprobs import reference_logprobs
 from eval.suites import suite_of
 from eval.suites.items import load_items
 
+WITHDRAWN = "withdrawn"
+"""Why a shard is left out that was withdrawn as a whole."""
 GENERATED = "generated"
 """The name of the shard of generated pairs in a manifest."""
 
@@ -119,7 +121,7 @@ def chosen_shards(recipe: Recipe, upstream: Upstream, scored: Node | None) -> Ch
         rows = upstream.get("preference_shard", name)
         reference = None if scored is None else upstream.get(scored.name, name)
         if name in withdrawn_names:
-            left_out[name] = "withdrawn"
+            left_out[name] = WITHDRAWN
         elif rows is None:
             left_out[name] = "not built"
         elif holds(upstream.store, rows, withdrawn.rows):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
@@ -84,12 +85,23 @@ def by_source(shards: Iterable[tuple[str, T]], sources: Collection[str]) -> dict
     return groups if len(groups) > 1 else {}
 
 
-def sources_of(split: Path | IO[bytes], rows: Collection[str], sources: Collection[str]) -> dict[str, str]:
+NO_OTHER: Mapping[str, str] = MappingProxyType({})
+
+
+def sources_of(
+    split: Path | IO[bytes], rows: Collection[str], sources: Collection[str], called: Mapping[str, str] = NO_OTHER
+) -> dict[str, str]:
     """Which of several named sources each of the rows is of, by a manifest's split file; empty where it is of none of
-    them. A row that the split does not have is left out."""
+    them. A row that the split does not have is left out. `called` is what shards of the split are called now."""
     table = pq.read_table(split, columns=["row_id", "shard"])
     named = table.filter(pc.is_in(table["row_id"], value_set=pa.array(sorted(rows), pa.string())))
-    return {row["row_id"]: source_of(row["shard"], sources) for row in named.to_pylist()}
+    return {row["row_id"]: source_of(called.get(row["shard"], row["shard"]), sources) for row in named.to_pylist()}
+
+
+def called_now(before: Manifest, now: Manifest) -> dict[str, str]:
+    """What the shards of a manifest are called in another, by their contents: a source may have a new name since."""
+    names = {shard.shard.digest: shard.name for shard in now.shards}
+    return {shard.name: names.get(shard.shard.digest, shard.name) for shard in before.shards}
 
 
 # split.parquet is written and read a shard at a time: a manifest may have more rows than memory holds.

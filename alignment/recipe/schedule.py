@@ -93,7 +93,9 @@ def _number(index: int, text: str) -> int:
 
 class Worth(Section):
     """What a night needs before it trains. With less, the new rows wait, and the next night looks again. Only
-    additional rows wait: rows that are gone, and other settings or checkpoints, are trained at once."""
+    additional rows wait: rows that are gone, and other settings or checkpoints, are trained at once. Where nothing is
+    new or gone, as of a file of known rows, no night trains; nor while the gate's own bounds on `new_rows` are not met,
+    as it would refuse whatever is trained."""
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset({"wake_on_drift"})
 
@@ -107,7 +109,8 @@ class Worth(Section):
     policy would be refused as inconclusive. The reason names the number of items that would be enough. The spread is
     that of the last five reports."""
     max_wait_days: float | None = Field(default=None, gt=0)
-    """Days since the last training after which any new row is trained on. Without it rows may wait for ever."""
+    """Days since the last training that no new row waits for longer than: a night trains on any new row if the night
+    after it would be later. Without it rows may wait for ever."""
     wake_on_drift: bool = False
     """Train at once, however few rows are new, if the champion's accuracy on them sets off the alarm `drift`. It needs
     `evals.new_rows`, which is measured on nights that sleep as well."""
@@ -139,6 +142,10 @@ class Schedule(Section):
     What a judge costs has a budget of its own."""
     worth: Worth | None = None
     """When new rows wait for more of their kind. Without this section every night trains on what is new."""
+
+    def next_night(self, after: datetime) -> datetime:
+        """When the first night after a moment begins, in the schedule's zone."""
+        return next_time(self.cron, after.astimezone(ZoneInfo(self.timezone)))
 
     @field_validator("cron")
     @classmethod

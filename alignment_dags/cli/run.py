@@ -325,10 +325,10 @@ def night(recipe: RecipeFile, as_json: AsJson = False) -> None:
     ensure_home()
 
     def work() -> dict[str, Any]:
-        hold_night(recipe, say)
-        return latest_nights(ArtifactStore().open(), load_recipe(recipe), 1)
+        held = hold_night(recipe, say)
+        return latest_nights(ArtifactStore().open(), load_recipe(recipe), len(held), held)
 
-    if tell(work, as_json, show_nights)["nights"][0]["outcome"] in ("gated", "failed", "missed"):
+    if any(one["outcome"] in ("gated", "failed", "missed") for one in tell(work, as_json, show_nights)["nights"]):
         raise typer.Exit(1)
 
 

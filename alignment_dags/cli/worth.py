@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from alignment.errors import counted, first_few
 from alignment_dags.cli.arguments import RecipeFile
 from alignment_dags.cli.output import AsJson, columns, interval, painted, say, tell
 
@@ -30,12 +31,16 @@ def show_worth(result: dict[str, Any]) -> None:
     if rows:
         header = ("metric", "smallest provable change", "margin", "items", "items for the margin", "reports")
         print(columns(header, rows))
+    if late := result["late"]:
+        print(f"not counted are rows of {counted(len(late), 'shard')} not read or scored yet: {first_few(late)}")
     if result["sleeps"]:
-        print(f"the next night sleeps: {result['sleeps']}")
-    elif result["worth"]["new_rows"] or result["worth"]["gone_rows"]:
-        print("the next night trains" + (f": {result['wakes']}" if result["wakes"] else ""))
+        print(f"the next night sleeps{', unless these rows wake it' if late else ''}: {result['sleeps']}")
+    elif not (result["worth"]["new_rows"] or result["worth"]["gone_rows"] or late):
+        print("no row is new or gone, so rows give no reason to train")
+    elif not result["scheduled"]:
+        print("no night trains on them, as the recipe has no schedule: `align run` does")
     else:
-        print("no row is new or gone, so rows give the next night no reason to train")
+        print("the next night trains" + (f": {result['wakes']}" if result["wakes"] else ""))
 
 
 def worth(recipe: RecipeFile, as_json: AsJson = False) -> None:

@@ -151,8 +151,11 @@ def decide_night(
         if not late and (step := _shards(state, runs, now, idle_since)) is not None:
             return step
         if state.manifest_behind:
-            why = asleep() if state.manifest is not None and _is_settled(state) else None
-            return Launch("manifest", nodes=state.pinning) if why is None else _asleep(state, runs, why)
+            rows_alone = state.manifest is not None and is_settled(state)
+            why = asleep() if rows_alone else None
+            if (why is not None or (rows_alone and state.bounded)) and (step := _measured(state, runs)) is not None:
+                return step
+            return Launch("manifest", nodes=state.pinning) if why is None else Close("slept", why)
     return _training(state, runs, late)
 
 
@@ -190,25 +193,26 @@ def _shards(state: State, runs: Sequence[RunSeen], now: datetime, idle_since: da
 def _training(state: State, runs: Sequence[RunSeen], late: bool) -> NextStep:
     if state.base:
         return Close("failed", f"{', '.join(state.base)}: changed after the manifest was pinned")
-    if _is_settled(state):
+    if is_settled(state):
         return Close("skipped", _unchanged(state))
     if (other := _going(runs, "train")) is not None and not late:
         return Wait(f"run {other.id[:8]} is training this recipe")
     return Launch("train", nodes=state.train)
 
 
-def _asleep(state: State, runs: Sequence[RunSeen], why: str) -> NextStep:
-    """Rows that wait are measured first, unless more than that is to be made for it: what is found may wake the night.
-    A measurement that fails is no reason to train."""
+def _measured(state: State, runs: Sequence[RunSeen]) -> NextStep | None:
+    """Rows that wait, or that the gate bounds, are measured first, unless more than that is to be made for it: what is
+    found may wake the night, or keep it from training. None where that is done, or failed: which is no reason to
+    train."""
     measured = _mine(runs, "measure")
     if measured is not None and measured.state == "going":
         return Wait(f"new rows are being measured (run {measured.id[:8]})")
     if measured is None and state.incoming and state.pinning == (MANIFEST,):
         return Launch("measure", nodes=state.incoming)
-    return Close("slept", why)
+    return None
 
 
-def _is_settled(state: State) -> bool:
+def is_settled(state: State) -> bool:
     """Whether nothing is to be made of the manifest that is pinned."""
     return not state.train or (state.train == ("registered_model",) and state.verdict in REFUSED)
 

@@ -131,13 +131,17 @@ class NightWorth(BaseModel):
     new_rows: int
     """Rows to train on that the last policy was not given."""
     gone_rows: int
-    """Rows that the last policy was trained on and that are in the source no more."""
+    """Rows that the last policy was trained or measured on and that are in the source no more."""
     trained_rows: int
     """Rows that the last policy was trained on."""
     trained_at: AwareDatetime
     provable: list[Provable] = []
     measured: NewRowsSummary | None = None
     """The champion on rows that it never saw; None unless that was measured of the rows that are new now."""
+    drift_tried: bool = False
+    """Whether the last training went on in spite of a red alarm, and this champion stayed."""
+    refused: list[str] = []
+    """Why the gate would refuse whatever is trained on these rows: its bounds on the champion's numbers on them."""
     seconds: float | None = None
     price: float | None = None
 

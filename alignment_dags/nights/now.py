@@ -7,11 +7,13 @@ Dagster runs are executed here. So a night under cron, in CI or by hand decides 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
+from filelock import FileLock, Timeout
 
 from alignment.errors import BadInput
 from alignment_dags.nights.decide import GRACE
@@ -25,6 +27,7 @@ from alignment_dags.run.workers import apply_pools, end_dead_runs, process_tags
 from alignment_dags.run.workspace import use_recipe
 from assets.building.factory import shards_definition
 from resources.databases import dagster_instance
+from resources.home import align_home
 
 HEARTBEAT = 90.0
 """Seconds after which Dagster's daemon counts as gone."""
@@ -32,12 +35,14 @@ PAUSE = 5.0
 """Seconds between two looks while the night waits, as for a file that was just written."""
 
 
-def hold_night(path: Path, say: Callable[[str], None]) -> Night:
-    """Records a night and carries it out to its end, whatever that is; returns its record.
+def hold_night(path: Path, say: Callable[[str], None]) -> set[str]:
+    """Records a night and carries it out to its end, whatever that is; returns the ids of the nights carried out.
 
-    Nobody is waited for who may be making shards: no daemon runs, and another command would hold the shard. Raises
-    `BadInput` for a recipe without a schedule, while a daemon runs or another night is open (both would carry out the
-    same steps), and where the night waits for a person's acceptance of an upgrade; it then stays open.
+    There are two where one had begun and was interrupted: it is carried out first, and tonight's sees what is new
+    since. One that waited and had not begun is missed. Nobody is waited for who may be making shards: no daemon runs,
+    and another command would hold the shard. Raises `BadInput` for a recipe without a schedule, while a daemon or
+    another such command carries out the nights, and where the night waits for a person's acceptance of an upgrade; it
+    then stays open.
     """
     workspace = use_recipe(path)
     recipe = workspace.recipe
@@ -46,13 +51,14 @@ def hold_night(path: Path, say: Callable[[str], None]) -> Night:
         raise BadInput(problem, file=str(path), field="schedule")
     remember(path, recipe)
     book, now = NightBook(workspace.store, recipe.name), datetime.now(UTC)
-    with dagster_instance() as instance:
+    with _alone(recipe.name), dagster_instance() as instance:
         _refuse_a_daemon(instance)
-        if left := book.open_nights():
-            say(f"the night of {left[0].scheduled_at:%Y-%m-%d %H:%M} is open, and is carried out first")
-        else:
-            minutes = recipe.schedule.deadline_minutes
-            book.add(Night(recipe=recipe.name, scheduled_at=now, recorded_at=now, deadline_minutes=minutes))
+        begun = [night for night in book.open_nights() if night.outcome == "running"]
+        for night in begun[::-1]:
+            say(f"the {night.told} was interrupted, and is carried out first")
+        minutes = recipe.schedule.deadline_minutes
+        tonight = Night(recipe=recipe.name, scheduled_at=now, recorded_at=now, deadline_minutes=minutes)
+        book.add(tonight)
         end_dead_runs(instance)
         apply_pools(instance, workspace.pools)
         idle_since: datetime | None = None
@@ -69,7 +75,17 @@ def hold_night(path: Path, say: Callable[[str], None]) -> Night:
                 if ACCEPT in done.reason:
                     raise BadInput(f"the night {done.reason}", file=str(path))
                 time.sleep(PAUSE)
-    return next(book.latest())
+    return {night.id for night in (*begun, tonight)}
+
+
+@contextmanager
+def _alone(recipe: str) -> Iterator[None]:
+    """Raises `BadInput` while another command on this machine carries out the recipe's nights."""
+    try:
+        with FileLock(align_home() / f"night-{recipe}.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise BadInput(f"another `align night` carries out the nights of {recipe}") from error
 
 
 def _run(instance: dg.DagsterInstance, recipe: str, request: dg.RunRequest, say: Callable[[str], None]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Any
 
@@ -83,11 +83,12 @@ class NightBook:
 # A recipe's latest nights as plain data.
 
 
-def latest_nights(store: Store, recipe: Recipe, last: int) -> dict[str, Any]:
-    """The last nights, the latest first; `took` is what a night cost in one line, None where it launched nothing."""
+def latest_nights(store: Store, recipe: Recipe, last: int, ids: Collection[str] | None = None) -> dict[str, Any]:
+    """The last nights (of `ids`, where given), the latest first; `took` is what a night cost in one line, None where it
+    launched nothing."""
     schedule = recipe.schedule
     book = NightBook(store, recipe.name)
-    nights = list(islice(book.latest(), last))
+    nights = list(islice((night for night in book.latest() if ids is None or night.id in ids), last))
     return {
         "recipe": recipe.name,
         "schedule": None if schedule is None else f"{schedule.cron} {schedule.timezone}",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from alignment.recipe import Gate
 from alignment.store import Ref
 from alignment_dags.run.plan import plan
 from alignment_dags.run.upgrade import Moved, Upgrades, moved_stages
@@ -16,6 +17,7 @@ from alignment_dags.run.workspace import MANIFEST, Workspace
 from alignment_dags.source.observe import LOOK_SECONDS, observe
 from assets.building.node import Node
 from assets.building.upstream import Upstream
+from eval.gate.bounded import NEW_ROWS
 from eval.stages.evaluation_report import ReportSummary
 
 
@@ -25,11 +27,11 @@ class State:
 
     `reference` has only shards whose rows are built. `manifest_behind` is whether another manifest would be pinned
     now, and `pinning` names what is made for that; `train` is what is behind the manifest that is pinned, the data
-    version of which is `manifest`. `incoming` is what is behind of the measurement of
-    rows that wait. `verdict` is that of the evaluation report, if that is up to date. `unsettled` and
-    `unreadable` shards map to why: the first may be read in a moment, the second not before somebody mends them.
-    `upgrade` is what this version makes anew and nobody has accepted; `accepted_at` is when a person last accepted
-    such.
+    version of which is `manifest`. `incoming` is what is behind of the measurement of rows that wait, and `bounded` is
+    whether the gate bounds what that says. `verdict` is that of the evaluation report, if that is up to date.
+    `unsettled` and `unreadable` shards map to why: the first may be read in a moment, the second not before somebody
+    mends them. `upgrade` is what this version makes anew and nobody has accepted; `accepted_at` is when a person last
+    accepted such.
     """
 
     base: tuple[str, ...] = ()
@@ -39,6 +41,7 @@ class State:
     pinning: tuple[str, ...] = (MANIFEST,)
     train: tuple[str, ...] = ()
     incoming: tuple[str, ...] = ()
+    bounded: bool = False
     unsettled: Mapping[str, str] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
     total: int = 0
@@ -78,6 +81,7 @@ def state_of(workspace: Workspace, budget: float = LOOK_SECONDS) -> State:
     after = [node for node in phases["train"] if node.name not in first]
     ref = upstream.ref(MANIFEST)
     planned = [] if ref is None else plan(workspace, after, ())
+    gate = workspace.recipe.gate
     report = next((one.commit for one in planned if one.node.name == "evaluation_report"), None)
     return replace(
         state,
@@ -86,6 +90,7 @@ def state_of(workspace: Workspace, budget: float = LOOK_SECONDS) -> State:
         pinning=tuple(one.node.name for one in pinned if one.state != "current") or (MANIFEST,),
         train=tuple(one.node.name for one in planned if one.state != "current"),
         incoming=tuple(one.node.name for one in measured if one.state != "current"),
+        bounded=isinstance(gate, Gate) and any(name.startswith(f"{NEW_ROWS}/") for name in gate.metrics),
         verdict=None if report is None else ReportSummary.of(report).verdict,
         manifest=None if ref is None else ref.artifact.digest,
     )

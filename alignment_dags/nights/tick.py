@@ -77,11 +77,12 @@ def tick(
     def asleep() -> str | None:
         nonlocal night
         rule = None if recipe.schedule is None else recipe.schedule.worth
-        if rule is None or night is None or (worth := worth_of(workspace)) is None:
+        if recipe.schedule is None or rule is None or night is None or (worth := worth_of(workspace)) is None:
             return None
-        why = reason_to_sleep(worth, rule, now)
-        woke = reason_to_wake(worth, rule, now) if why is None else None
-        night = night.model_copy(update={"worth": worth, "woke": woke or ""})
+        following = recipe.schedule.next_night(now)
+        why = reason_to_sleep(worth, rule, following)
+        woke = reason_to_wake(worth, rule, following) if why is None else ""
+        night = night.model_copy(update={"worth": worth, "woke": woke})
         return why
 
     try:

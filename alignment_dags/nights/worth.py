@@ -11,12 +11,6 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from alignment.data.manifest import SPLIT_FILE, Manifest, read_manifest
-from alignment.data.rows import ROWS_FILE, SPLIT_AT, are_held_out, read_columns
 from alignment.errors import BadInput, counted, first_few
 from alignment.guards import Guard
 from alignment.recipe import Gate, Recipe
@@ -26,14 +20,20 @@ from alignment.stages.preference_manifest import ManifestRequest
 from alignment.stages.stage import PolicySummary, first_training
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.store import readable_commits
+from alignment_dags.nights.changes import changed_rows, settings_of
+from alignment_dags.nights.decide import is_settled
 from alignment_dags.nights.night import NightWorth, Provable
+from alignment_dags.nights.state import state_of
 from alignment_dags.planner.forecast import History, seconds_of
 from alignment_dags.run.plan import plan
+from alignment_dags.run.upgrade import ACCEPT
 from alignment_dags.run.workspace import MANIFEST, Workspace
+from assets.building.upstream import Upstream
+from eval.gate.bounded import NEW_ROWS, compare_new_rows
 from eval.gate.compare import MetricComparison
 from eval.gate.default import default_requirement, gate_of
 from eval.gate.metrics import unit_of
-from eval.gate.verdict import champion_threshold
+from eval.gate.verdict import champion_threshold, decide
 from eval.report.guards import drift_of
 from eval.stages.evaluation_report import ReportSummary
 from eval.statistics import clusters_to_prove, pooled_spread, smallest_provable
@@ -45,20 +45,22 @@ REPORTS = 5
 REPORT = "evaluation_report"
 
 
-def reason_to_sleep(worth: NightWorth, rule: Worth, now: datetime) -> str | None:
-    """Why new rows wait, in one line; None if the night trains. Where no row is new, none waits."""
+def reason_to_sleep(worth: NightWorth, rule: Worth, next_night: datetime) -> str | None:
+    """Why a night does not train on what is new, in one line; None if it does. `next_night` is when the night after it
+    begins. Where nothing is new or gone, there is nothing to train on."""
+    if not worth.new_rows and not worth.gone_rows:
+        return f"{changed(worth)}: nothing to train on is new or gone"
+    if worth.refused and not worth.gone_rows:
+        return f"{told(worth)}; the gate would refuse whatever is trained on them: {'; '.join(worth.refused)}"
     lacking = lacks(worth, rule)
-    if not lacking or not worth.new_rows or cannot_wait(worth, rule, now) is not None:
+    if not lacking or cannot_wait(worth, rule, next_night) is not None:
         return None
     return f"{told(worth)}; {', and '.join(lacking)}"
 
 
-def reason_to_wake(worth: NightWorth, rule: Worth, now: datetime) -> str | None:
-    """Why a night that does not sleep trains, in one line; None if neither a row that is new nor one that is gone is
-    why."""
-    if not worth.new_rows and not worth.gone_rows:
-        return None
-    return f"{changed(worth)}: {cannot_wait(worth, rule, now) or 'as much as schedule.worth asks for'}"
+def reason_to_wake(worth: NightWorth, rule: Worth, next_night: datetime) -> str:
+    """Why a night that does not sleep trains, in one line."""
+    return f"{changed(worth)}: {cannot_wait(worth, rule, next_night) or 'as much as schedule.worth asks for'}"
 
 
 def lacks(worth: NightWorth, rule: Worth) -> list[str]:
@@ -73,15 +75,16 @@ def lacks(worth: NightWorth, rule: Worth) -> list[str]:
     return lacking
 
 
-def cannot_wait(worth: NightWorth, rule: Worth, now: datetime) -> str | None:
+def cannot_wait(worth: NightWorth, rule: Worth, next_night: datetime) -> str | None:
     """Why a night trains whatever it lacks: somebody may have withdrawn the rows that are gone, the alarm of a drift
-    is red, or rows have waited for as long as the rule lets them. None if nothing of this is so."""
+    is red and no training went on in spite of it yet, or the night after this would be too late. None if nothing of
+    this is so."""
     if worth.gone_rows:
         return "rows that are gone do not wait"
-    if rule.wake_on_drift and drifted(worth):
+    if rule.wake_on_drift and drifted(worth) and not worth.drift_tried:
         return "; ".join(("schedule.worth.wake_on_drift", *(one.sentence for one in _drift(worth))))
-    if rule.max_wait_days is not None and now - worth.trained_at >= timedelta(days=rule.max_wait_days):
-        return f"schedule.worth.max_wait_days: no row waits for more than {rule.max_wait_days:g} days"
+    if rule.max_wait_days is not None and next_night - worth.trained_at > timedelta(days=rule.max_wait_days):
+        return f"schedule.worth.max_wait_days: no row waits for more than {counted(rule.max_wait_days, 'day')}"
     return None
 
 
@@ -150,79 +153,53 @@ def worth_of(workspace: Workspace) -> NightWorth | None:
         before = ManifestRequest.model_validate_json(store.read(manifest, REQUEST_FILE))
         if settings_of(before) != settings_of(request):
             return None
-        new, gone = changed_rows(store, manifest, request)
+        new, gone = changed_rows(store, manifest, request, upstream.withdrawn().rows)
     except MissingArtifact:  # erased: what was trained on is not known any more
         return None
     seconds, price = price_of(workspace)
+    measured = measured_now(workspace)
     return NightWorth(
         new_rows=new,
         gone_rows=gone,
         trained_rows=PolicySummary.of(first).rows_trained or 0,
         trained_at=datetime.fromisoformat(trained.started_at),
         provable=provable_by(workspace.recipe, reports_of(store, workspace.recipe.name)),
-        measured=measured_now(workspace),
+        measured=None if measured is None else NewRowsSummary.of(measured),
+        drift_tried=measured is not None and _drift_tried(upstream, measured),
+        refused=[] if measured is None else refusals(workspace.recipe, store, measured.artifact),
         seconds=seconds,
         price=price,
     )
 
 
-def measured_now(workspace: Workspace) -> NewRowsSummary | None:
-    """The champion on the rows that are new now; None where that was not measured, or none of them could be."""
+def measured_now(workspace: Workspace) -> Commit | None:
+    """The measurement of the champion on the rows that are new now; None where that was not made, or none of them could
+    be measured."""
     planned = plan(workspace, workspace.measuring, ())
-    summary = NewRowsSummary.of(planned[-1].commit) if planned and planned[-1].commit is not None else None
-    return summary if summary is not None and summary.measured else None
+    commit = planned[-1].commit if planned else None
+    return commit if commit is not None and NewRowsSummary.of(commit).measured else None
 
 
-def settings_of(request: ManifestRequest) -> object:
-    """What a manifest asks for beside its shards. How many rows of each a mix keeps follows from the shards, and how
-    many of all a point of a sweep takes is that point's."""
-    plain: dict[str, object] = {"shards": {}, "references": {}, "left_out": {}, "mix": (), "train_rows": None}
-    return request.model_copy(update=plain).identity()
+def _drift_tried(upstream: Upstream, now: Commit) -> bool:
+    """Whether the alarm was red already, for the same champion, on the rows of the last training."""
+    before = upstream.get(NEW_ROWS)
+    if before is None:
+        return False
+    then = upstream.store.commit_of(before)
+    same = then.inputs["checkpoint"].digest == now.inputs["checkpoint"].digest
+    return same and any(not finding.passed for finding in drift_of(NewRowsSummary.of(then)))
 
 
-def changed_rows(store: Store, manifest: Artifact, request: ManifestRequest) -> tuple[int, int]:
-    """Rows to train on that a manifest does not have, and those it trains on that the request's shards have no more.
-
-    Only shards that are not in both are read. Rows of a shard that is only late are not gone.
-    """
-    folder = store.fetch(manifest)
-    pinned = read_manifest(folder)
-    known = {shard.shard.digest for shard in pinned.shards}
-    current = {shard.digest for shard in request.shards.values()}
-    late = {name for name, why in request.left_out.items() if "withdrawn" not in why}
-    current |= {shard.shard.digest for shard in pinned.shards if shard.name in late}
-    added = [_to_train_on(store, one, request) for one in request.shards.values() if one.digest not in known]
-    old = _trained_on(folder / SPLIT_FILE, pinned, current)
-    new = pa.chunked_array(added, pa.string()).unique()
-    if not len(new) and not len(old):
-        return 0, 0
-    everything = pq.read_table(folder / SPLIT_FILE, columns=["row_id"])["row_id"]
-    kept = [_row_ids(store, one) for one in request.shards.values()] if len(old) else []
-    still = pa.chunked_array(kept, pa.string())
-    return _count_outside(new, everything), _count_outside(old, still)
-
-
-def _to_train_on(store: Store, shard: Artifact, request: ManifestRequest) -> pa.Array:
-    table = read_columns(store.fetch(shard) / ROWS_FILE, "row_id", SPLIT_AT)
-    if SPLIT_AT not in table.column_names:  # of an earlier version, which does not say what is held out
-        return table["row_id"].combine_chunks()
-    apart = are_held_out(table[SPLIT_AT], request.held_out_fraction)
-    return table["row_id"].filter(pc.invert(apart)).combine_chunks()
-
-
-def _row_ids(store: Store, shard: Artifact) -> pa.Array:
-    return read_columns(store.fetch(shard) / ROWS_FILE, "row_id")["row_id"].combine_chunks()
-
-
-def _trained_on(split: object, pinned: Manifest, current: set[str]) -> pa.ChunkedArray:
-    """Rows of the training split in shards that are not current any more."""
-    gone = [shard.name for shard in pinned.shards if shard.shard.digest not in current]
-    these = pc.field("shard").isin(pa.array(gone, pa.string())) & (pc.field("split") == "train")
-    return pq.read_table(split, columns=["row_id"], filters=these)["row_id"]
-
-
-def _count_outside(rows: pa.Array | pa.ChunkedArray, others: pa.ChunkedArray) -> int:
-    return int(pc.sum(pc.invert(pc.is_in(rows, value_set=others.unique()))).as_py() or 0)
+def refusals(recipe: Recipe, store: Store, measured: Artifact) -> list[str]:
+    """What the gate's own bounds on the champion's numbers say against the new rows. They hold for whatever is trained
+    on these, as the numbers are not the policy's."""
+    gate = gate_of(recipe)
+    asked = {} if gate is None else {name: one for name, one in gate.metrics.items() if name.startswith(f"{NEW_ROWS}/")}
+    if gate is None or not asked:
+        return []
+    bounds = gate.model_copy(update={"metrics": asked, "any_improves": False})
+    checks = decide({NEW_ROWS: compare_new_rows(store, measured)}, None, bounds, key="").checks
+    return [check.reason for check in checks if check.outcome == "fail"]
 
 
 # What could be proved, by the spread that earlier reports showed.
@@ -319,22 +296,32 @@ def price_of(workspace: Workspace, since: str = MANIFEST) -> tuple[float | None,
 
 
 def worth_now(workspace: Workspace, now: datetime) -> dict[str, object]:
-    """`recipe`, the night's `worth` and what is `told` of it, why it `sleeps` (None: it trains), and why it `wakes`
-    (None where it sleeps, no row changed, or the recipe has no `schedule.worth`). Raises `BadInput` where no night
-    asks: no policy, or other settings than those of the last training."""
-    recipe = workspace.recipe
-    worth = worth_of(workspace)
+    """`recipe`, the night's `worth` and what is `told` of it, `late`: shards of the source that are not ready, whose
+    rows are not counted; whether nights are `scheduled`, why the next one `sleeps` (None: it trains), and why it
+    `wakes` (None where it sleeps, or the recipe has no `schedule.worth`). Raises `BadInput` where rows decide nothing:
+    there is no policy, its settings are others, or its training or evaluation did not end."""
+    recipe, state = workspace.recipe, state_of(workspace)
+    schedule = recipe.schedule
+    if state.upgrade:
+        raise BadInput(f"the next night waits for {ACCEPT}", file=recipe.name)
+    worth = None if state.base or not is_settled(state) else worth_of(workspace)
     if worth is None:
-        raise BadInput(
-            "no training of these settings is there to compare with: the next night trains whatever is new",
-            file=recipe.name,
-        )
-    rule = None if recipe.schedule is None else recipe.schedule.worth
-    sleeps = None if rule is None else reason_to_sleep(worth, rule, now)
+        behind = ", ".join(state.base or state.train)
+        why = f"{behind} {'is' if len(state.base or state.train) == 1 else 'are'} to be made, whatever rows are new"
+        what = why if behind else "no training of these settings is there to compare with"
+        whoever = "no night does, as the recipe has no schedule" if schedule is None else "the next night does"
+        raise BadInput(f"{what}: {whoever}", file=recipe.name)
+    rule, sleeps, wakes = None if schedule is None else schedule.worth, None, None
+    if schedule is not None and rule is not None:
+        following = schedule.next_night(schedule.next_night(now))
+        sleeps = reason_to_sleep(worth, rule, following)
+        wakes = reason_to_wake(worth, rule, following) if sleeps is None else None
     return {
         "recipe": recipe.name,
         "worth": worth.model_dump(mode="json"),
         "told": told(worth),
+        "late": list(state.behind),
+        "scheduled": schedule is not None,
         "sleeps": sleeps,
-        "wakes": None if rule is None or sleeps is not None else reason_to_wake(worth, rule, now),
+        "wakes": wakes,
     }

@@ -12,7 +12,7 @@ import dagster as dg
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
-from alignment_dags.check import check_suites, not_there_yet
+from alignment_dags.check import check_suites, missing_eval_files, missing_here
 from alignment_dags.recipes import remember
 from alignment_dags.retention.withdraw import withdrawn_elsewhere
 from alignment_dags.run.launch import RunFailed, Stopped, launch, launches
@@ -57,10 +57,12 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     recipe, outcome = workspace.recipe, Outcome(workspace)
     gate_and_baselines(recipe, str(path))  # mistakes show before anything starts, here and in the plan
     check_suites(recipe, str(path))
-    check_processes(recipe, workspace.pools)  # not in the plan, which says how a model is cut
-    planned = plan(workspace)
-    for line in not_there_yet(recipe, workspace.pools) if any(one.state != "current" for one in planned) else ():
+    for line in missing_eval_files(recipe):
         say(f"warning: {line}; the run ends there if it does not come")
+    check_processes(recipe, workspace.pools)  # not in the plan, which says how a model is cut
+    if any(one.state in ("missing", "waiting") for one in plan(workspace)):
+        for line in missing_here(recipe, workspace.pools):
+            say(f"warning: {line}; the run ends where it is needed")
     if warning := retirement(recipe.judge, date.today()):
         say(f"warning: {warning}")
     claim(workspace.store, recipe)

@@ -221,9 +221,11 @@ def drift_of(summary: NewRowsSummary) -> list[Guard]:
     ends = [PERCENT.format(end, "+") for end in (summary.drift_low, summary.drift_high) if end is not None]
     interval = f" (95 % interval {' to '.join(ends)} points)" if ends else ""
     of_sources = f" of the same sources{_told_sources(summary)}" if summary.sources else ""
+    shared = [one.measured for one in summary.sources.values() if one.held_out_accuracy is not None]
+    accuracy = summary.held_out_accuracy + summary.drift  # over the sources that have held-out pairs
     text = (
-        f"the champion prefers the chosen side in {summary.accuracy:.1%} of {summary.measured:,} rows that it never"
-        f" saw, and in {summary.held_out_accuracy:.1%} of its own held-out pairs{of_sources}{interval}"
+        f"the champion prefers the chosen side in {accuracy:.1%} of {sum(shared) or summary.measured:,} rows that it"
+        f" never saw, and in {summary.held_out_accuracy:.1%} of its own held-out pairs{of_sources}{interval}"
     )
     advice = "; look at the new data: other prompts, other annotators, or flipped labels" if fell else ""
     return [Guard("drift", not fell, text + advice, {"drift": summary.drift, "measured": summary.measured})]

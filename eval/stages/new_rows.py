@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.data.manifest import SPLIT_FILE, ManifestShard, read_manifest, source_of, sources_of
+from alignment.data.manifest import SPLIT_FILE, ManifestShard, called_now, read_manifest, source_of, sources_of
 from alignment.data.rows import ROWS_FILE, SPLIT_AT, PreferenceRow, iter_rows, read_columns
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.reference import reference_pass
@@ -26,7 +27,7 @@ from alignment.logprobs.table import LOGPROBS_FILE, Written, logprobs_folder, lo
 from alignment.logprobs.token_ids import ROWS_AT_ONCE
 from alignment.models.runner import tf32_products
 from alignment.stages.reference_logprobs import Scoring, reference_and_cache
-from alignment.stages.stage import Context, Result, Stage
+from alignment.stages.stage import Context, Result, Stage, scored_by
 from alignment.store import Artifact, MissingArtifact
 from alignment.training.held_out_pairs import HeldOutPair, prefers, write_held_out
 from eval.gate.held_out import HeldOut, against_reference, read_held_out
@@ -109,18 +110,43 @@ def _by_source(
     request: NewRowsRequest, context: Context, pairs: Sequence[HeldOutPair], rows: Mapping[str, NewRow]
 ) -> tuple[BySource, BySource]:
     """The new pairs, and the held-out pairs of the champion's own training, by source."""
-    measured, before = read_held_out(context.store, request.checkpoint), BySource()
-    held_out = [pair for pair in (measured.pairs if measured else []) if isinstance(pair, HeldOutPair)]
-    sources: dict[str, str] = {}
+    new, before = BySource(), BySource()
+    held_out, sources = _own_pairs(request, context), dict[str, str]()
     if request.sources:
-        split = context.fetch(request.known) / SPLIT_FILE
-        sources = sources_of(split, [pair.row_id for pair in held_out], request.sources)
-    new = BySource()
+        known = context.fetch(request.known)
+        called = called_now(read_manifest(known), read_manifest(context.fetch(request.manifest)))
+        sources = sources_of(known / SPLIT_FILE, [pair.row_id for pair in held_out], request.sources, called)
     for pair in pairs:
         new.setdefault(rows[pair.row_id].source, []).append(pair)
     for pair in held_out:
         before.setdefault(sources.get(pair.row_id, ""), []).append(pair)
     return new, before
+
+
+def _own_pairs(request: NewRowsRequest, context: Context) -> list[HeldOutPair]:
+    """The held-out pairs of the champion's own training, beside the checkpoint that the new rows are measured beside.
+
+    A champion that was trained against the one before it has them beside that one: their log-probs under the start
+    checkpoint are those of the new manifest's shards, as far as these have the rows still.
+    """
+    measured = read_held_out(context.store, request.checkpoint)
+    pairs = [pair for pair in (measured.pairs if measured else []) if isinstance(pair, HeldOutPair)]
+    if not pairs or scored_by(context.store.commit_of, request.known) is None:
+        return pairs
+    ids, beside = pa.array([pair.row_id for pair in pairs], pa.string()), dict[tuple[str, int, int], Any]()
+    for shard in read_manifest(context.fetch(request.manifest)).shards:
+        if shard.reference is not None:
+            logps = logprobs_folder(context.fetch(shard.reference), shard.shard.digest) / LOGPROBS_FILE
+            table = read_columns(logps, *COLUMNS, "chosen_tokens", "rejected_tokens")
+            for row in table.filter(pc.is_in(table["row_id"], value_set=ids)).to_pylist():
+                beside[row["row_id"], row["chosen_tokens"], row["rejected_tokens"]] = row
+    # where the token policy changed since, a row is another sequence
+    found = ((pair, beside.get((pair.row_id, pair.chosen_tokens, pair.rejected_tokens))) for pair in pairs)
+    return [
+        replace(pair, ref_chosen_logp=row["chosen_logp"], ref_rejected_logp=row["rejected_logp"])
+        for pair, row in found
+        if row is not None
+    ]
 
 
 class Found(NamedTuple):
@@ -253,4 +279,4 @@ def _accuracy(pairs: Sequence[HeldOutPair]) -> Mean:
     return clustered_mean(values, [pair.prompt_id for pair in pairs])
 
 
-STAGE = Stage("new_rows", 2, NewRowsRequest, run, device="gpu", elastic=True)
+STAGE = Stage("new_rows", 3, NewRowsRequest, run, device="gpu", elastic=True)

@@ -22,6 +22,7 @@ from alignment.store import Artifact, Ref
 from alignment_dags.check import check_suites, not_there_yet
 from alignment_dags.cli import main, output
 from alignment_dags.cli.app import app
+from alignment_dags.cli.setup import recipes_check
 from alignment_dags.recipes import derive, recipe_file, recipe_names, recipes_in_use
 from alignment_dags.ui import choose_recipes
 from eval.suites.ifbench import instructions
@@ -271,8 +272,6 @@ def test_a_plan_names_the_key_of_a_missing_path_and_what_lies_beside_it(
 def test_files_of_the_suites_that_are_not_there_yet_are_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from alignment_dags.cli.setup import recipes_check
-
     path = write(tmp_path / "r.yaml", evals={"ifeval": {"data": "no/input_data.jsonl"}})
     recipes_check([path])
     assert capsys.readouterr().err == f"note: {path}: evals.ifeval.data: not there yet: no/input_data.jsonl\n"
@@ -313,9 +312,12 @@ def test_a_suite_that_could_not_be_asked_is_refused_before_anything_is_trained(
     (tmp_path / "items.jsonl").touch()
     data = {"data": str(tmp_path / "items.jsonl")}
     path = write(tmp_path / "r.yaml", evals={"lm_eval": {suite: data}})
-    for verb in (["plan"], ["recipes", "check"], ["run"]):
-        code, _, error = align(*verb, str(path))
-        assert code == 2 and f"error: {path}, field 'evals.lm_eval.{suite}': {told}" in error
+    said = f"{path}, field 'evals.lm_eval.{suite}': {told}"
+    for verb in ("plan", "run"):
+        code, _, error = align(verb, str(path))
+        assert code == 2 and f"error: {said}" in error
+    with pytest.raises(BadInput, match=re.escape(said)):
+        recipes_check([path])
     path = write(tmp_path / "r.yaml", evals={"ifbench": data})
     monkeypatch.setattr("eval.suites.ifbench.REGISTRY", "no_such_package")
     instructions.cache_clear()

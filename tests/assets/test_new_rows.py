@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Result, Stage, execute
 from alignment.stages.policy import DpoRequest
 from alignment.stages.preference_manifest import ManifestRequest, TrainRows
 from alignment.store import Artifact, Ref, Store
+from assets.building.node import NotNeeded
 from assets.building.upstream import Upstream
 from assets.new_rows import stands_on
 from assets.registered_model import RegistrationRequest
@@ -66,3 +69,6 @@ def test_what_new_rows_are_measured_on_stays_when_rounds_have_made_their_policy(
     node = nodes(rounds=ROUNDS | {"start": "sft"}, evals={"new_rows": {}})["new_rows"]
     registered(store, last, registered(store, before))
     assert node.request(Upstream(store, "small"), None).checkpoint == before
+    store.write_ref(Ref(artifact=made(store, "another start")), "small", "sft_checkpoint")
+    with pytest.raises(NotNeeded, match="the champion began with another start checkpoint"):
+        node.request(Upstream(store, "small"), None)

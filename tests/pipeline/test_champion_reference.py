@@ -7,17 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from alignment.data.manifest import read_manifest
+from alignment.logprobs.table import logprobs_folder
 from alignment.recipe import Recipe, load_recipe
+from alignment.stages import execute
 from alignment.stages.stage import ManifestSummary, PolicySummary, ReferenceSummary
+from alignment.training.held_out_pairs import prefers
 from alignment_dags.nights.state import state_of
 from alignment_dags.planner.forecast import Figure, forecast
 from alignment_dags.registry.lineage import lineage_of
 from alignment_dags.run.workspace import Workspace
 from assets.building.upstream import Upstream
 from assets.champion_reference import LOGPROBS, MANIFEST
+from assets.reference_logprobs import scoring
+from eval.gate.held_out import read_held_out
+from eval.stages.new_rows import STAGE as NEW_ROWS
+from eval.stages.new_rows import NewRowsRequest
+from eval.summaries import NewRowsSummary
 from resources.pools import load_pools
 from tests.pipeline.test_rounds import RUBRIC
 
@@ -100,6 +110,24 @@ def test_the_champion_is_the_reference_of_new_rows_and_its_cache_survives_a_gate
     upstream = Workspace(three_days, load_pools()).upstream()
     third = store.commit_of(upstream("policy_checkpoint"))
     assert third.inputs["reference"] == second.artifact
+
+    asked = {"checkpoint": second.artifact, "known": second.inputs["manifest"], "max_rows": 50, "quantise": None}
+    new_rows = NewRowsRequest(manifest=upstream("preference_manifest"), **scoring(three_days) | asked)
+    measured = NewRowsSummary.of(execute(NEW_ROWS, new_rows, store))
+    start: dict[str, dict[str, Any]] = {}
+    for shard in read_manifest(store.fetch(new_rows.manifest)).shards:
+        assert shard.reference is not None
+        scored_by_start = logprobs_folder(store.fetch(shard.reference), shard.shard.digest) / "logprobs.parquet"
+        start |= {row["row_id"]: row for row in pq.read_table(scored_by_start).to_pylist()}
+    pairs = read_held_out(store, second.artifact)
+    assert pairs is not None and measured.measured == 16
+    beside = [
+        prefers(
+            one.chosen_logp - start[one.row_id]["chosen_logp"], one.rejected_logp - start[one.row_id]["rejected_logp"]
+        )
+        for one in pairs.pairs
+    ]
+    assert measured.held_out_accuracy == pytest.approx(sum(beside) / len(beside)), "one reference for new and own pairs"
 
     lines = [{"prompt": f"New {n}", "chosen": f"It is {n}.", "rejected": "No."} for n in range(5)]
     folder = Path(str(three_days.file)).parent

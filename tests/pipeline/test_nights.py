@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignment.data.withdrawal import Tombstone, bury
+from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment_dags.cli.output import show_nights
 from alignment_dags.definitions import build_definitions
@@ -21,6 +22,7 @@ from alignment_dags.nights.decide import GRACE
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.records import NightBook, latest_nights
 from alignment_dags.nights.tick import Ticked, tick
+from alignment_dags.nights.worth import worth_now
 from alignment_dags.run.workspace import Workspace
 from assets.building.factory import shards_definition
 from assets.building.upstream import Upstream
@@ -194,6 +196,60 @@ def test_rows_that_wait_are_measured_each_night_and_a_drift_wakes_the_night_that
     assert course is not None and [line.has_drifted for line in course.lines] == [True, True]
     page = (nights.store.fetch(Upstream(nights.store, "small")("evaluation_report")) / "report.html").read_text("utf-8")
     assert "Rows that the champion never saw" in page and "2 measurements" in page and ">drift<" in page
+
+
+def test_a_drift_that_was_trained_on_wakes_no_second_night_nor_do_known_rows_or_rows_that_the_gate_refuses(
+    nights: Nights, small_recipe: dict[str, Any]
+) -> None:
+    first_file = pairs_of(small_recipe)
+    metric = "ifeval/prompt_level_strict_acc"
+    fails = {"metrics": {metric: {"at_least": 1.1}}}
+    changed: dict[str, Any] = {
+        "schedule": {"worth": {"min_new_rows": 1000, "wake_on_drift": True}},
+        "preferences": small_recipe["preferences"] | {"files": [str(first_file.with_name("pairs*.jsonl"))]},
+        "evals": small_recipe["evals"] | {"new_rows": {}},
+    }
+
+    def arrive(name: str, lines: list[str]) -> None:
+        first_file.with_name(f"pairs-{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    def flipped(numbers: range) -> list[str]:
+        rows = [{"prompt": f"Name {n}", "chosen": "No.", "rejected": f"It is {n}."} for n in numbers]
+        return [json.dumps(row) + "\n" for row in rows]
+
+    def worth() -> dict[str, Any]:
+        return worth_now(Workspace(nights.recipe, load_pools()), datetime.now(UTC))
+
+    nights.use(**changed)
+    assert nights.night().outcome == "passed"
+
+    arrive("known", first_file.read_text(encoding="utf-8").splitlines(keepends=True)[:5])
+    assert [name.partition("-0")[0] for name in worth()["late"]] == ["pairs-known"] * 2
+    known = nights.night()
+    assert known.outcome == "slept" and known.reason.endswith("nothing to train on is new or gone"), known.reason
+    assert worth()["late"] == [] and worth()["sleeps"] == known.reason
+
+    nights.use(**changed | {"gate": fails})
+    assert nights.night().outcome == "gated", "the gate is another, and the policy is looked at again"
+    arrive("monday", flipped(range(100, 120)))
+    woken = nights.night()
+    assert woken.outcome == "gated" and "why tonight: 18 new rows" in woken.reason, woken.reason
+    assert "schedule.worth.wake_on_drift; the champion prefers" in woken.reason
+
+    arrive("tuesday", flipped(range(120, 123)))
+    slept = nights.night()
+    assert slept.outcome == "slept" and "min_new_rows asks for 1,000" in slept.reason, slept.reason
+    assert slept.worth is not None and slept.worth.drift_tried and slept.worth.measured is not None
+
+    bound = {"metrics": {metric: {"no_regression": 1.0}, "new_rows/accuracy": {"at_least": 0.9}}}
+    nights.use(**changed | {"gate": bound, "schedule": {"worth": {"min_new_rows": 2}}})
+    with pytest.raises(BadInput, match="evaluation_report, registered_model are to be made, whatever rows are new"):
+        worth()
+    assert nights.night().outcome == "gated", "a change of the recipe takes what waits along"
+    arrive("wednesday", flipped(range(123, 126)))
+    refused = nights.night()
+    assert refused.outcome == "slept" and nights.champion() == "1"
+    assert "the gate would refuse whatever is trained on them: new_rows/accuracy" in refused.reason, refused.reason
 
 
 def test_a_night_trains_what_changed_and_the_next_is_skipped(nights: Nights, small_recipe: dict[str, Any]) -> None:

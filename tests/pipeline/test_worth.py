@@ -341,15 +341,16 @@ def test_the_champion_is_measured_on_rows_that_it_never_saw_before_they_train_an
 def test_new_rows_are_compared_with_held_out_pairs_of_their_own_source(
     write: Callable[..., Path], finished: Callable[[Recipe], Upstream], tmp_path: Path
 ) -> None:
-    def source(name: str, chosen: str, rejected: str, *days: range) -> dict[str, Any]:
+    def source(name: str, chosen: str, rejected: str, *days: range, called: str = "") -> dict[str, Any]:
         for day, numbers in enumerate(days):
             rows = [{"prompt": f"{name} {n}", "chosen": chosen, "rejected": rejected} for n in numbers]
             file = tmp_path / f"{name}_{day}.jsonl"
             file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return {"name": name, "files": [str(tmp_path / f"{name}_{day}.jsonl") for day in range(len(days))]}
+        files = [str(tmp_path / f"{name}_{day}.jsonl") for day in range(len(days))]
+        return {"name": called or name, "files": files}
 
-    def recipe(*days: range) -> Path:
-        listed = [source("ask", "Yes.", "No.", range(40)), source("web", "No.", "Yes.", *days)]
+    def recipe(*days: range, called: str = "web") -> Path:
+        listed = [source("ask", "Yes.", "No.", range(40)), source("web", "No.", "Yes.", *days, called=called)]
         new_rows = {"evals": {"ifeval": small["evals"]["ifeval"], "new_rows": {"max_rows": 12}}}
         return write(preferences=listed, held_out_fraction=0.3, gate=PASSES, tokens={"max_length": 64}, **new_rows)
 
@@ -368,6 +369,13 @@ def test_new_rows_are_compared_with_held_out_pairs_of_their_own_source(
     prefers = [one.chosen_ratio > one.rejected_ratio for one in held_out.pairs if shards[one.row_id] == "web-web_0"]
     assert 3 <= len(prefers) < len(held_out.pairs)
     assert told.held_out_accuracy == told.sources["web"].held_out_accuracy == pytest.approx(sum(prefers) / len(prefers))
+
+    for stage in ("preference_shard", "reference_logprobs"):
+        for old in ("web-web_0", "web-web_1"):
+            workspace.store.remove_ref("small", stage, old)
+    run(recipe(range(40), range(100, 130), range(200, 220), called="crawl"), print)
+    renamed = NewRowsSummary.of(workspace.store.commit_of(workspace.upstream()("new_rows")))
+    assert renamed.sources["crawl"].held_out_accuracy is not None and renamed.drift is not None
 
 
 def test_sources_are_sorted_by_what_is_proved_and_where_they_are_alike_by_the_next_metric() -> None:

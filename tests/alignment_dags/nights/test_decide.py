@@ -137,6 +137,11 @@ def test_rows_that_wait_are_measured_once_and_what_that_finds_may_wake_the_night
     sampled = replace(other, pinning=("candidates", "preference_manifest"))
     assert decide(sampled, asleep=lambda: "few") == few, "answers are not sampled for a measurement"
 
+    bounded = replace(other, bounded=True)  # what is found may be what the gate refuses
+    assert decide(bounded, asleep=lambda: None) == Launch("measure", nodes=("incoming/new_rows",))
+    assert decide(bounded, run("measure", "succeeded", mine=True), asleep=lambda: None) == pinned
+    assert decide(bounded, run("measure", "succeeded", mine=True), asleep=lambda: "few") == few
+
 
 def test_a_manifest_that_cannot_be_pinned_ends_the_night() -> None:
     failed = run("manifest", "failed", mine=True, told="no shard to train on (a: not built)")

@@ -8,12 +8,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from alignment.data.files import pin_file
+from alignment.data.mixing import Mix
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, parse_recipe
-from alignment.recipe.schedule import Worth
+from alignment.recipe.schedule import Schedule, Worth
 from alignment.stages import execute
 from alignment.stages.preference_manifest import STAGE as MANIFEST
 from alignment.stages.preference_manifest import ManifestRequest, TrainRows
@@ -21,8 +23,9 @@ from alignment.stages.preference_shard import STAGE as SHARD
 from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, Store
 from alignment_dags.cli.worth import show_worth
+from alignment_dags.nights.changes import changed_rows, settings_of
 from alignment_dags.nights.night import NightWorth, Provable
-from alignment_dags.nights.worth import changed_rows, provable_by, reason_to_sleep, reason_to_wake, settings_of, told
+from alignment_dags.nights.worth import provable_by, reason_to_sleep, reason_to_wake, told
 from eval.gate.compare import MetricComparison, compare_samples
 from eval.stages.evaluation_report import ReportSummary
 from eval.suites.samples import Sample
@@ -34,11 +37,14 @@ STRONG = WEAK.model_copy(update={"change": 0.04})
 WORTH = NightWorth(
     new_rows=100, gone_rows=0, trained_rows=4_000, trained_at=TWO, provable=[WEAK, STRONG], seconds=1_200, price=3.2
 )
-NOW = TWO + timedelta(days=3)
+NEXT = TWO + timedelta(days=3)
+RED = NewRowsSummary(
+    new=20, measured=20, accuracy=0.4, held_out_accuracy=0.7, drift=-0.3, drift_low=-0.5, drift_high=-0.1
+)
 
 
-def sleeps(worth: NightWorth = WORTH, now: datetime = NOW, **rule: Any) -> str | None:
-    return reason_to_sleep(worth, Worth(**rule), now)
+def sleeps(worth: NightWorth = WORTH, next_night: datetime = NEXT, **rule: Any) -> str | None:
+    return reason_to_sleep(worth, Worth(**rule), next_night)
 
 
 def test_a_night_sleeps_until_both_the_number_and_the_share_of_new_rows_are_reached() -> None:
@@ -60,19 +66,46 @@ def test_a_night_that_could_not_prove_its_margin_sleeps_and_says_how_many_items_
 
 def test_rows_that_are_gone_never_wait_and_no_row_waits_for_ever() -> None:
     assert sleeps(WORTH.model_copy(update={"gone_rows": 1}), min_new_rows=500) is None
-    assert sleeps(WORTH.model_copy(update={"new_rows": 0}), min_new_rows=500) is None
-    assert sleeps(min_new_rows=500, max_wait_days=3) is None
-    assert sleeps(min_new_rows=500, max_wait_days=3.5) is not None
+    assert sleeps(WORTH.model_copy(update={"gone_rows": 1, "new_rows": 0}), min_new_rows=500) is None
+    assert sleeps(min_new_rows=500, max_wait_days=2.9) is None, "the next night would be too late"
+    assert sleeps(min_new_rows=500, max_wait_days=3) is not None
+
+
+@pytest.mark.parametrize(("cron", "days", "most"), [("0 2 * * *", 1, 1), ("0 2 * * 1", 7, 7), ("0 2 * * *", 14, 14)])
+def test_no_row_waits_for_longer_than_it_says_though_a_training_begins_after_its_night(
+    cron: str, days: int, most: int
+) -> None:
+    schedule = Schedule(cron=cron, worth=Worth(min_new_rows=500, max_wait_days=days))
+    night = schedule.next_night(TWO)
+    worth = WORTH.model_copy(update={"trained_at": night + timedelta(minutes=10)})
+    assert schedule.worth is not None
+    while reason_to_sleep(worth, schedule.worth, schedule.next_night(night)) is not None:
+        night = schedule.next_night(night)
+    waited = night - worth.trained_at
+    assert timedelta(days=most) - timedelta(days=1) < waited <= timedelta(days=most)
+
+
+def test_nothing_new_is_nothing_to_train_on_whatever_the_rule_asks() -> None:
+    known = WORTH.model_copy(update={"new_rows": 0})
+    told = "0 new rows since the training of 2026-11-20 on 4,000: nothing to train on is new or gone"
+    assert sleeps(known, min_new_rows=1) == told
+    assert sleeps(known, min_new_rows=500, max_wait_days=0.1) == told
+
+
+def test_rows_that_the_gate_would_refuse_anyway_wait_and_rows_that_are_gone_do_not() -> None:
+    unfit = WORTH.model_copy(update={"refused": ["new_rows/accuracy itself: 40 %"], "new_rows": 900, "measured": RED})
+    reason = str(sleeps(unfit, min_new_rows=5, wake_on_drift=True, max_wait_days=0.1))
+    assert reason.endswith("the gate would refuse whatever is trained on them: new_rows/accuracy itself: 40 %")
+    assert sleeps(unfit.model_copy(update={"gone_rows": 1}), min_new_rows=5) is None
 
 
 def test_the_alarm_of_a_drift_wakes_a_night_that_is_asked_to_look_at_it() -> None:
-    red = NewRowsSummary(
-        new=20, measured=20, accuracy=0.4, held_out_accuracy=0.7, drift=-0.3, drift_low=-0.5, drift_high=-0.1
-    )
-    drifted = WORTH.model_copy(update={"measured": red})
+    drifted = WORTH.model_copy(update={"measured": RED})
     assert sleeps(drifted, min_new_rows=500, wake_on_drift=True) is None
     assert "40.0% of 20 rows that it never saw" in str(sleeps(drifted, min_new_rows=500))
-    calm = WORTH.model_copy(update={"measured": red.model_copy(update={"drift_high": 0.0})})
+    calm = WORTH.model_copy(update={"measured": RED.model_copy(update={"drift_high": 0.0})})
+    tried = drifted.model_copy(update={"drift_tried": True})
+    assert sleeps(tried, min_new_rows=500, wake_on_drift=True) is not None, "it is no news after a training"
     assert sleeps(calm, min_new_rows=500, wake_on_drift=True) is not None
     rule = {"worth": {"min_new_rows": 5, "wake_on_drift": True}}
     with pytest.raises(BadInput, match=r"wake_on_drift looks at new rows, which are not measured: add evals\.new_rows"):
@@ -80,21 +113,17 @@ def test_the_alarm_of_a_drift_wakes_a_night_that_is_asked_to_look_at_it() -> Non
 
 
 def test_a_night_that_wakes_says_what_for() -> None:
-    def wakes(rule: dict[str, Any], **changed: Any) -> str | None:
-        return reason_to_wake(WORTH.model_copy(update=changed), Worth(min_new_rows=500, **rule), NOW)
+    def wakes(rule: dict[str, Any], **changed: Any) -> str:
+        return reason_to_wake(WORTH.model_copy(update=changed), Worth(min_new_rows=500, **rule), NEXT)
 
     since = "since the training of 2026-11-20 on 4,000"
     assert wakes({}, new_rows=500) == f"500 new rows {since}: as much as schedule.worth asks for"
-    waited = "schedule.worth.max_wait_days: no row waits for more than 3 days"
-    assert wakes({"max_wait_days": 3}, new_rows=1) == f"1 new row {since}: {waited}"
+    waited = "schedule.worth.max_wait_days: no row waits for more than 2.5 days"
+    assert wakes({"max_wait_days": 2.5}, new_rows=1) == f"1 new row {since}: {waited}"
     assert wakes({}, gone_rows=2) == f"100 new rows, 2 gone {since}: rows that are gone do not wait"
-    red = NewRowsSummary(
-        new=20, measured=20, accuracy=0.4, held_out_accuracy=0.7, drift=-0.3, drift_low=-0.5, drift_high=-0.1
-    )
-    assert str(wakes({"wake_on_drift": True}, measured=red)).startswith(
+    assert wakes({"wake_on_drift": True}, measured=RED).startswith(
         f"100 new rows {since}: schedule.worth.wake_on_drift; the champion prefers the chosen side in 40.0% of 20 rows"
     )
-    assert wakes({}, new_rows=0) is None, "other settings, say"
 
 
 def test_a_rule_that_asks_for_nothing_is_refused() -> None:
@@ -102,8 +131,11 @@ def test_a_rule_that_asks_for_nothing_is_refused() -> None:
         Worth(max_wait_days=3)
 
 
-def test_the_rows_that_a_point_of_a_sweep_took_are_no_other_settings_of_the_data() -> None:
+def test_the_rows_that_a_point_of_a_sweep_took_are_no_other_settings_of_the_data_and_a_mix_is() -> None:
     whole = ManifestRequest(shards={}, held_out_fraction=0.1)
+    mixed, other = (whole.model_copy(update={"mix": (Mix(shards=("a",), max_rows=most),)}) for most in (10, 20))
+    grown = whole.model_copy(update={"mix": (Mix(shards=("a", "b"), max_rows=10),)})
+    assert settings_of(mixed) == settings_of(grown) != settings_of(other) != settings_of(whole)
     part = whole.model_copy(update={"train_rows": TrainRows(most=100)})
     assert settings_of(part) == settings_of(whole) != settings_of(whole.model_copy(update={"max_length_gap": 5}))
 
@@ -186,22 +218,62 @@ def test_rows_are_counted_by_their_ids_whatever_shards_hold_them(store: Store, t
     assert new == execute(MANIFEST, pinned(first, shard("rest", range(40, 160))), store).summary["train"] - train
     late = pinned(first).model_copy(update={"left_out": {"s1": "no reference log-probs"}})
     assert changed_rows(store, before.artifact, late) == (0, 0), "a shard that is late is not gone"
-    alone = execute(MANIFEST, pinned(first), store)
-    assert changed_rows(store, before.artifact, pinned(first)) == (0, train - int(alone.summary["train"]))
+    assert changed_rows(store, before.artifact, pinned(first)) == (0, 40), "held-out rows are gone as well"
+    split = pq.read_table(store.fetch(before.artifact) / "split.parquet").to_pylist()
+    of_second = [row["row_id"] for row in split if row["shard"] == "s1"]
+    behind = late.model_copy(
+        update={"left_out": {"s1": "rows of it were withdrawn, and it was not built without them"}}
+    )
+    assert changed_rows(store, before.artifact, behind, frozenset(of_second[:3])) == (0, 3), "not the whole shard"
+    assert changed_rows(store, before.artifact, pinned(first, second), frozenset([*of_second[:1], "of others"])) == (
+        0,
+        1,
+    )
+
+
+def test_of_a_mix_those_rows_count_that_it_gives(store: Store, tmp_path: Path) -> None:
+    def shard(name: str, numbers: Iterable[int]) -> Artifact:
+        path = tmp_path / f"{name}.jsonl"
+        rows = ({"prompt": f"p{number}", "chosen": "c", "rejected": "r"} for number in numbers)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return execute(SHARD, ShardRequest(file=pin_file(str(path))), store).artifact
+
+    def pinned(*web: Artifact) -> ManifestRequest:
+        mix = (
+            Mix(shards=tuple(sorted(one.digest for one in web)), weight=1.0, max_rows=60),
+            Mix(shards=(team.digest,), weight=1.0),
+        )
+        shards = {"team": team} | {f"web{n}": one for n, one in enumerate(web)}
+        return ManifestRequest(shards=shards, held_out_fraction=0.25, mix=mix)
+
+    def given(request: ManifestRequest) -> set[str]:
+        rows = pq.read_table(store.fetch(execute(MANIFEST, request, store).artifact) / "split.parquet").to_pylist()
+        return {row["row_id"] for row in rows if row["split"] == "train"}
+
+    team, first, second = shard("team", range(80)), shard("first", range(100, 200)), shard("second", range(150, 500))
+    before = execute(MANIFEST, pinned(first), store).artifact
+    added = given(pinned(first, second)) - given(pinned(first))
+    assert 0 < len(added) < 60 and changed_rows(store, before, pinned(first, second)) == (len(added), 0)
+    assert changed_rows(store, before, pinned(first)) == (0, 0)
 
 
 @pytest.mark.parametrize(
-    ("new", "gone", "sleeps", "wakes", "said"),
+    ("new", "gone", "more", "said"),
     [
-        (3, 0, "3 of 9", None, "the next night sleeps: 3 of 9"),
-        (3, 0, None, None, "the next night trains"),
-        (0, 1, None, "1 gone", "the next night trains: 1 gone"),
-        (0, 0, None, None, "no row is new or gone, so rows give the next night no reason to train"),
+        (3, 0, {"sleeps": "3 of 9"}, "the next night sleeps: 3 of 9"),
+        (3, 0, {}, "the next night trains"),
+        (3, 0, {"scheduled": False}, "no night trains on them, as the recipe has no schedule: `align run` does"),
+        (0, 1, {"wakes": "1 gone"}, "the next night trains: 1 gone"),
+        (0, 0, {}, "no row is new or gone, so rows give no reason to train"),
+        (0, 0, {"late": ["web"]}, "the next night trains"),
     ],
 )
 def test_a_person_is_told_what_the_next_night_does(
-    new: int, gone: int, sleeps: str | None, wakes: str | None, said: str, capsys: pytest.CaptureFixture[str]
+    new: int, gone: int, more: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     worth = WORTH.model_copy(update={"new_rows": new, "gone_rows": gone}).model_dump(mode="json")
-    show_worth({"recipe": "r", "told": told(WORTH), "worth": worth, "sleeps": sleeps, "wakes": wakes})
-    assert capsys.readouterr().out.splitlines()[-1] == said
+    plain = {"recipe": "r", "told": told(WORTH), "worth": worth}
+    show_worth(plain | {"sleeps": None, "wakes": None, "scheduled": True, "late": []} | more)
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == said
+    assert ("not counted are rows of 1 shard not read or scored yet: web" in lines) is ("late" in more)

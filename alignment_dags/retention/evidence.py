@@ -5,8 +5,9 @@ margins of the withdrawn rows under the new policy are compared with those of ma
 which it never saw either; and, where the policy before is still there, with what they were under it.
 
 It is measured between the retraining and `align gc`, while the text is still there to be read. What is kept are means
-and intervals: no text, no token ids, no row ids, and no number of a single row unless there is only one. Nothing goes
-through a cache, and on a remote store the text is read in memory and never copied.
+and intervals: no text, no token ids, no row ids, and no number of a single row unless only one can be compared. It is
+then not said which it was. Nothing goes through a cache, and on a remote store the text is read in memory and never
+copied.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from alignment.data.manifest import SPLIT_FILE, sources_of
 from alignment.data.rows import ROWS_FILE, SPLIT_AT, PreferenceRow, row_of, split_at
 from alignment.data.withdrawal import read_withdrawn, tombstone
-from alignment.errors import BadInput, MissingArtifact
+from alignment.errors import BadInput, MissingArtifact, counted
 from alignment.models.quantised import Quantisation
 from alignment.recipe import Recipe, load_recipe
 from alignment.stages.execute import REQUEST_FILE
@@ -50,7 +51,7 @@ REPORT, REGISTERED = "evaluation_report", "registered_model"
 
 class Evidence(BaseModel):
     """`after` is under the new policy, which never saw the rows, `before` under the policy that was trained on them;
-    None if its weights were erased or it is matched by no held-out pair. `siblings` withdrawn rows more are left out:
+    None if its weights were erased or none of its rows can be compared. `siblings` withdrawn rows more are left out:
     the new policy was trained on other pairs of their prompts, which leave a trace of their own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,8 +69,9 @@ class Evidence(BaseModel):
         then = "" if self.before is None else f"; under the policy before {_told(self.before)}"
         if self.siblings:
             then += f"; {self.siblings} more are left out, as other pairs of their prompts are trained on"
+        rows = counted(self.after.rows, "withdrawn row")
         return (
-            f"{self.after.rows} withdrawn rows, on {self.at[:10]}: margin {_nats(self.after.margin)} nats, and"
+            f"{rows}, on {self.at[:10]}: margin {_nats(self.after.margin)} nats, and"
             f" {_nats(self.after.matched_margin)} of matched pairs that it never saw: {_told(self.after)}{then}"
         )
 
@@ -82,7 +84,13 @@ def _told(trace: Trace) -> str:
     interval = "too few for an interval"
     if trace.low is not None and trace.high is not None:
         interval = f"95 % interval {_nats(trace.low)} to {_nats(trace.high)}"
-    return f"difference {_nats(trace.difference)} ({interval}), rank {trace.rank:.2f}"
+    left_out = []
+    if trace.unmatched:
+        left_out.append(f"{trace.unmatched} that no held-out pair is like")
+    if trace.dropped:
+        left_out.append(f"{trace.dropped} that the recipe's token policy drops")
+    without = f", without {' and '.join(left_out)}" if left_out else ""
+    return f"difference {_nats(trace.difference)} ({interval}), rank {trace.rank:.2f}{without}"
 
 
 # The rows, and what the policies make of them.
@@ -92,7 +100,8 @@ def measure_evidence(path: Path) -> dict[str, Any]:
     """Measures the withdrawn rows of a recipe under its current policy and keeps the evidence with it.
 
     Raises `BadInput` where nothing was withdrawn, where the current policy was still trained on the rows, where no
-    policy ever was, and where their text is erased already.
+    policy ever was, where their text is erased already, and where no row can be compared: the token policy drops them
+    all, or no held-out pair is like them.
     """
     ensure_home()
     recipe, store = load_recipe(path), ArtifactStore().open()
@@ -290,7 +299,8 @@ def _trace_under(
         )
         for pair in pairs
     ]
-    return trace(_measure(store, recipe, policy, rows, sources), unseen)
+    measured = _measure(store, recipe, policy, rows, sources)
+    return trace(measured, unseen).model_copy(update={"dropped": len(rows) - len(measured)})
 
 
 def bits_of_start(store: Store, policy: Commit, start: Commit) -> Quantisation | None:
@@ -306,7 +316,11 @@ def bits_of_start(store: Store, policy: Commit, start: Commit) -> Quantisation |
 def _measure(
     store: Store, recipe: Recipe, policy: Commit, rows: list[PreferenceRow], sources: Mapping[str, str]
 ) -> list[Measured]:
-    """The rows under a policy and under where its training started, whole models one after the other."""
+    """The rows under a policy and under where its training started, whole models one after the other.
+
+    What the recipe's token policy drops is left out. It may be stricter than when the rows were trained on. Raises
+    `BadInput` where it drops them all.
+    """
     from alignment.data.tokens import Dropped, Tokenization
     from alignment.logprobs.scorer import free_memory, logps
     from alignment.models.checkpoint import embeddings, load_model, load_tokenizer, max_positions
@@ -318,6 +332,9 @@ def _measure(
         load_tokenizer(folder, runs_code), recipe.tokens, max_positions(folder), end_ids(folder), embeddings(folder)
     )
     kept = [(row, pair) for row, pair in zip(rows, tokens.pairs(rows), strict=True) if not isinstance(pair, Dropped)]
+    if not kept:
+        what = "the withdrawn row" if len(rows) == 1 else f"all {len(rows)} withdrawn rows"
+        raise BadInput(f"the recipe's token policy drops {what}, so nothing can be compared", field="tokens")
     sequences = [side for _, pair in kept for side in pair]
     found: list[list[float]] = []
     for checkpoint, quantise in ((policy, None), (start, bits_of_start(store, policy, start))):

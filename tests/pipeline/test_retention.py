@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from alignment.data.rows import read_rows, read_sft_rows
+from alignment.data.rows import is_held_out, read_rows, read_sft_rows
 from alignment.data.withdrawal import RemainingShards
-from alignment.errors import BadInput
+from alignment.errors import BadInput, counted
 from alignment.logprobs.token_ids import count_token_ids
 from alignment.recipe import load_recipe
 from alignment.store import ErasedArtifact, Store
@@ -55,6 +55,18 @@ def recipe(small_recipe: dict[str, Any], shard_folder: Path, tmp_path: Path) -> 
     return path
 
 
+def make_alike(recipe: Path, shard_folder: Path) -> None:
+    """Gives the other pairs answers like the planted one and holds half of them out, so that evidence finds a match."""
+    for number, shard in enumerate(sorted(shard_folder.iterdir())):
+        rows = [json.loads(line) for line in shard.read_text(encoding="utf-8").splitlines()]
+        for place, row in enumerate(rows):
+            if PLANTED not in row["chosen"][-1]["content"]:
+                row["chosen"][-1]["content"] = f"Ask Zyxquo{16 * number + place:02d} of Quimper."
+        shard.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    written = yaml.safe_load(recipe.read_text(encoding="utf-8")) | {"held_out_fraction": 0.49}
+    recipe.write_text(yaml.safe_dump(written), encoding="utf-8")
+
+
 def read_now(upstream: Upstream) -> Upstream:
     """The same upstream, with every ref that these tests ask for read: they are read late and then remembered."""
     for name in ("preference_manifest", "policy_checkpoint"):
@@ -88,8 +100,9 @@ def test_a_text_is_found_with_the_file_and_line_it_came_from(
 
 
 def test_a_withdrawn_row_leaves_the_next_model_and_then_the_whole_home(
-    recipe: Path, home: Path, bring_up_to_date: Callable[..., Upstream]
+    recipe: Path, shard_folder: Path, home: Path, bring_up_to_date: Callable[..., Upstream]
 ) -> None:
+    make_alike(recipe, shard_folder)
     launched: list[Any] = bring_up_to_date.launched  # type: ignore[attr-defined]
     before = read_now(bring_up_to_date(load_recipe(recipe)))
     row = planted_row(before)
@@ -176,6 +189,42 @@ def test_evidence_is_refused_where_it_would_say_nothing_of_the_rows(
         measure_evidence(recipe)
     collect([recipe])
     with pytest.raises(BadInput, match=refused):
+        measure_evidence(recipe)
+
+
+def test_evidence_counts_the_rows_that_the_token_policy_drops_by_now(
+    recipe: Path, shard_folder: Path, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    """Two withdrawn rows of four are too long since `tokens.max_length` was lowered; then only those two are left."""
+    make_alike(recipe, shard_folder)
+    shard = shard_folder / "day-1.jsonl"
+    rows = [json.loads(line) for line in shard.read_text(encoding="utf-8").splitlines()]
+    long = [row for row in rows if not is_held_out(row["chosen"][:1], "chat", 0.49) and PLANTED not in str(row)][:2]
+    for row in long:
+        row["chosen"][-1]["content"] = "A long answer. " * 10
+    shard.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    upstream = read_now(bring_up_to_date(load_recipe(recipe)))
+    trained = [
+        row
+        for row in read_rows(upstream.store.fetch(upstream("preference_shard", "day-1")) / "rows.parquet")
+        if not is_held_out(row.prompt, row.form, 0.49)
+    ]
+    too_long = [row.row_id for row in trained if "A long answer." in str(row.chosen)]
+    short = [row.row_id for row in trained if row.row_id not in too_long][:2]
+    withdraw(recipe, [*short, *too_long], [], "asked by mail")
+    written = yaml.safe_load(recipe.read_text(encoding="utf-8")) | {"tokens": {"max_length": 128}}
+    recipe.write_text(yaml.safe_dump(written), encoding="utf-8")
+    bring_up_to_date(load_recipe(recipe))
+    evidence = measure_evidence(recipe)
+    for found in (evidence["after"], evidence["before"]):
+        assert (found["rows"] + found["unmatched"], found["dropped"]) == (2, 2)
+    told = evidence["told"]
+    assert told.count("2 that the recipe's token policy drops") == 2
+    assert told.startswith(counted(evidence["after"]["rows"], "withdrawn row") + ", on ")
+    restore(recipe, short, [])
+    with pytest.raises(
+        BadInput, match="field 'tokens': the recipe's token policy drops all 2 withdrawn rows, so nothing"
+    ):
         measure_evidence(recipe)
 
 

@@ -18,15 +18,17 @@ from alignment.stages import Result, Stage, execute
 from alignment.stages.base_model import BaseModelRequest
 from alignment.stages.policy import DpoRequest
 from alignment.store import Artifact, Commit, Ref, Store
-from alignment_dags.retention.evidence import _policy_before, _sources, bits_of_start
+from alignment_dags.retention.evidence import Evidence, _policy_before, _sources, bits_of_start
 from alignment_dags.retention.trace import Measured, Trace, trace
 
 
-def drawn(rng: np.random.Generator, rows: int, shift: float = 0.0) -> list[Measured]:
+def drawn(
+    rng: np.random.Generator, rows: int, shift: float = 0.0, tokens_between: tuple[int, int] = (10, 400)
+) -> list[Measured]:
     """Pairs whose margin depends on the start checkpoint's and on the length, and is higher by `shift`."""
     made = []
     for _ in range(rows):
-        reference, tokens = float(rng.normal(0, 5)), int(rng.integers(10, 400))
+        reference, tokens = float(rng.normal(0, 5)), int(rng.integers(*tokens_between))
         margin = 0.2 * reference + tokens / 200 + float(rng.normal(0, 0.5)) + shift
         made.append(Measured(margin, reference, tokens))
     return made
@@ -38,6 +40,21 @@ def test_rows_that_a_policy_never_saw_are_like_those_that_it_never_saw_in_ninete
     inside = [one.low <= 0 <= one.high for one in found if one.low is not None and one.high is not None]
     assert len(inside) == 100 and sum(inside) >= 88
     assert np.mean([one.rank for one in found]) == pytest.approx(0.5, abs=0.03)
+    assert np.mean([one.rows for one in found]) > 24 and all(one.rows + one.unmatched == 30 for one in found)
+
+
+def test_rows_that_are_longer_than_every_unseen_pair_have_no_match_and_leave_no_trace() -> None:
+    """Nothing says what their margins would be unseen. Of rows that are longer in part, those are compared that are
+    not; the mean over all of them would lie above zero in 66 of 100 cases, and within the caliper alone in 3."""
+    rng = np.random.default_rng(10)
+    for tokens in ((400, 800), (400, 440)):
+        with pytest.raises(BadInput, match="each of the 30 withdrawn rows is unlike every held-out pair"):
+            trace(drawn(rng, 30, tokens_between=tokens), drawn(rng, 200))
+    found = [trace(drawn(rng, 30, tokens_between=(300, 600)), drawn(rng, 200)) for _ in range(100)]
+    assert sum(not _contains_zero(one) for one in found) <= 11, "of 100, where 5 are expected"
+    assert all(one.unmatched > 5 for one in found)
+    left = [trace(drawn(rng, 60, shift=1.0, tokens_between=(300, 600)), drawn(rng, 200)) for _ in range(20)]
+    assert all(one.low is not None and one.low > 0 for one in left), "a trace is found in those that are compared"
 
 
 def test_rows_that_left_a_trace_are_seen_and_rows_of_another_kind_are_matched() -> None:
@@ -62,6 +79,20 @@ def test_rows_are_matched_within_their_source_where_it_has_unseen_pairs() -> Non
     assert found.rank == pytest.approx(0.5, abs=0.12)
     mixed = trace([replace(row, source="gone") for row in rows], opposite + asks)
     assert mixed.low is not None and mixed.low > 0, "a source without unseen pairs is matched among all"
+
+
+def test_what_is_near_goes_by_the_spread_of_the_rows_own_source() -> None:
+    """Beside a source whose margins under the start checkpoint spread widely, all of another's would look alike."""
+    rng, above = np.random.default_rng(12), 0
+
+    def narrow(rows: int, mean: float) -> list[Measured]:
+        margins = rng.normal(mean, 0.5, rows).tolist()
+        return [Measured(m + float(rng.normal(0, 0.3)), m, int(rng.integers(10, 400)), "ask") for m in margins]
+
+    wide = [Measured(0.0, float(rng.normal(0, 30)), int(rng.integers(10, 400)), "web") for _ in range(200)]
+    for _ in range(50):
+        above += not _contains_zero(trace(narrow(30, 0.5), [*narrow(200, 0.0), *wide]))
+    assert above <= 7, "of 50, where 2.5 are expected"
 
 
 @pytest.mark.parametrize("shared", ["prompt", "match"])
@@ -90,10 +121,21 @@ def _contains_zero(found: Trace) -> bool:
 
 def test_one_row_has_no_interval_and_no_rows_have_no_trace() -> None:
     rng = np.random.default_rng(7)
-    one = trace(drawn(rng, 1), drawn(rng, 20))
+    one = trace(drawn(rng, 1), drawn(rng, 200))
     assert (one.rows, one.matches, one.low) == (1, 1, None)
     with pytest.raises(ValueError, match="nothing to compare"):
         trace([], drawn(rng, 2))
+
+
+def test_the_sentence_counts_the_rows_that_could_not_be_compared() -> None:
+    rng = np.random.default_rng(11)
+    found = trace([*drawn(rng, 1), *drawn(rng, 2, tokens_between=(800, 900))], drawn(rng, 200))
+    about = {"recipe": "r", "policy": "p", "policy_before": "b", "at": "2026-01-02T00:00:00+00:00"}
+    told = Evidence(**about, after=found, before=found.model_copy(update={"unmatched": 0, "dropped": 3})).told()
+    after, before = told.split("; under the policy before ")
+    assert after.startswith("1 withdrawn row, on 2026-01-02: ")
+    assert after.endswith(f"(too few for an interval), rank {found.rank:.2f}, without 2 that no held-out pair is like")
+    assert before.endswith(", without 3 that the recipe's token policy drops")
 
 
 def test_the_start_has_the_bits_that_it_had_for_the_held_out_pairs(store: Store) -> None:

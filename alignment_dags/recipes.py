@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from alignment.data.withdrawal import Withdrawn, inherit, read_withdrawn
+from alignment.data.withdrawal import Withdrawn, inherit, read_withdrawn, restored_since
 from alignment.errors import BadInput, did_you_mean, did_you_mean_beside, no_such
 from alignment.methods import LOSS, METHOD, NORMALISED
 from alignment.recipe import Recipe, load_recipe, parse_recipe
@@ -174,7 +174,8 @@ class Derived:
     text: str
 
     def write(self) -> Path:
-        """Writes the file, withdraws what was withdrawn from the base, and returns the file."""
+        """Writes the file, withdraws what was withdrawn from the base, restores what was restored there since, and
+        returns the file."""
         from resources.store import ArtifactStore
 
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +185,8 @@ class Derived:
 
     def withdrawn(self, store: Store) -> Withdrawn:
         """What the recipe must not use once it is written."""
-        return read_withdrawn(store, self.base).together(read_withdrawn(store, self.recipe.name))
+        own = read_withdrawn(store, self.recipe.name).without(restored_since(store, self.recipe.name))
+        return read_withdrawn(store, self.base).together(own)
 
 
 def derive(base: Path, changes: Sequence[str], name: str) -> Path:
@@ -197,8 +199,8 @@ def derived(base: Path, changes: Sequence[str], name: str) -> Derived:
 
     `changes` are `section.key=value`, where the value is read as YAML. The derived recipe has no schedule, registers
     its model under its own name, and has its runs in the experiment of the recipe that it comes from. What
-    was withdrawn from that one is withdrawn from it too, in the store. Raises `BadInput` for changes that make no valid
-    recipe, and for a name that a recipe in use has.
+    was withdrawn from that one is withdrawn from it too, in the store, until it is derived after a restoration. Raises
+    `BadInput` for changes that make no valid recipe, and for a name that a recipe in use has.
     """
     data = deepcopy(read_recipe(base))
     known = recipe_names().get(name)

@@ -48,7 +48,8 @@ class Tombstone(BaseModel):
     Of a withdrawn shard, `artifacts` are the keys of what was ever built of it and `sources` the requests that read
     it: the same records are not to come back under another name. `because` names the withdrawals that it belongs to
     (`cause`), its own among them where it has one; empty where it was withdrawn by itself alone, or by a version that
-    did not say.
+    did not say. `inherited_from` is the recipe that a derived one has it from; empty where somebody withdrew it from
+    this very recipe, or a version that did not say inherited it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +60,7 @@ class Tombstone(BaseModel):
     artifacts: list[str] = []
     sources: list[ShardRequest] = []
     because: list[str] = []
+    inherited_from: str = ""
 
     @property
     def causes(self) -> set[str]:
@@ -85,6 +87,15 @@ class Withdrawn:
             demonstrations=self.demonstrations | other.demonstrations,
             shards=self.shards | other.shards,
             sources=(*self.sources, *(each for each in other.sources if each not in self.sources)),
+        )
+
+    def without(self, other: Withdrawn) -> Withdrawn:
+        """What this names and the other does not."""
+        return Withdrawn(
+            rows=self.rows - other.rows,
+            demonstrations=self.demonstrations - other.demonstrations,
+            shards=self.shards - other.shards,
+            sources=tuple((shard, source) for shard, source in self.sources if shard not in other.shards),
         )
 
 
@@ -127,7 +138,8 @@ def last_withdrawal(store: Store, recipes: Iterable[str]) -> float | None:
 
 
 def bury(store: Store, recipe: str, what: What, stones: Iterable[Tombstone]) -> None:
-    """Writes tombstones. One that stands already keeps its time, its causes, and its reason where none is given now."""
+    """Writes tombstones. One that stands already keeps its time, its causes, and its reason where none is given now; an
+    inherited one is the recipe's own from now on."""
     standing = set(_ids(store, recipe, what))
     for stone in stones:
         known = tombstone(store, recipe, what, stone.id) if stone.id in standing else None
@@ -137,21 +149,42 @@ def bury(store: Store, recipe: str, what: What, stones: Iterable[Tombstone]) -> 
 def _joined(known: Tombstone, stone: Tombstone) -> Tombstone:
     causes = sorted(known.causes | stone.causes)
     because = [] if causes == [stone.id] else causes
-    return stone.model_copy(update={"at": known.at, "reason": stone.reason or known.reason, "because": because})
+    kept = {"at": known.at, "reason": stone.reason or known.reason, "because": because}
+    return stone.model_copy(update=kept | {"inherited_from": ""})
 
 
 def write(store: Store, recipe: str, what: What, stone: Tombstone) -> None:
     """Writes one tombstone as it is given, in place of one that stands already."""
-    text = stone.model_dump_json(indent=1, exclude=None if stone.because else {"because"})
+    absent = {name for name in ("because", "inherited_from") if not getattr(stone, name)}
+    text = stone.model_dump_json(indent=1, exclude=absent)
     store.replace(_path(store, recipe, what, stone.id), text.encode())
 
 
 def inherit(store: Store, base: str, derived: str) -> None:
-    """Withdraws from a recipe that is derived from another what was withdrawn from that one; nothing is lifted."""
-    known: tuple[What, ...] = ("rows", "demonstrations", "shards")
-    for what in known:
-        missing = sorted(set(_ids(store, base, what)) - set(_ids(store, derived, what)))
-        bury(store, derived, what, filter(None, (tombstone(store, base, what, id) for id in missing)))
+    """Withdraws from a recipe that is derived from another what was withdrawn from that one, and lifts what was
+    inherited and restored since. What was withdrawn from the derived recipe itself stays."""
+    back = restored_since(store, derived)
+    restored: dict[What, frozenset[str]] = {
+        "rows": back.rows,
+        "demonstrations": back.demonstrations,
+        "shards": back.shards,
+    }
+    for what, ids in restored.items():
+        lift(store, derived, what, ids)
+        for id in sorted(set(_ids(store, base, what)) - set(_ids(store, derived, what))):
+            if (stone := tombstone(store, base, what, id)) is not None:
+                write(store, derived, what, stone.model_copy(update={"inherited_from": base}))
+
+
+def restored_since(store: Store, derived: str) -> Withdrawn:
+    """What a recipe inherited from another from which it is withdrawn no more."""
+
+    def restored(what: What) -> frozenset[str]:
+        inherited = [stone for stone in tombstones(store, derived, what) if stone.inherited_from]
+        standing = {base: set(_ids(store, base, what)) for base in {stone.inherited_from for stone in inherited}}
+        return frozenset(stone.id for stone in inherited if stone.id not in standing[stone.inherited_from])
+
+    return Withdrawn(restored("rows"), restored("demonstrations"), restored("shards"))
 
 
 def lift(store: Store, recipe: str, what: What, ids: Iterable[str]) -> None:

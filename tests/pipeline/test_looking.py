@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from alignment.data.withdrawal import Tombstone, bury, now, read_withdrawn
+from alignment.data.withdrawal import Tombstone, bury, lift, now, read_withdrawn
 from alignment.recipe import Recipe, load_recipe
 from alignment_dags.cli import main
 from alignment_dags.recipes import derived
@@ -105,7 +105,7 @@ def test_commands_that_look_leave_everything_as_it_was(
 def test_a_dry_run_counts_what_the_run_will_train_where_rows_were_withdrawn(
     file: Path, finished: Callable[[Recipe], Upstream]
 ) -> None:
-    """A derived recipe lacks what its base lacks, before it is written as after."""
+    """A derived recipe lacks what its base lacks, before it is written as after, and has again what its base has."""
     upstream = finished(load_recipe(file))
     store = ArtifactStore().open()
     row = json.loads(align("prefs", "find", "small", "Name 3", "--json")[1])["rows"][0]["row_id"]
@@ -116,6 +116,10 @@ def test_a_dry_run_counts_what_the_run_will_train_where_rows_were_withdrawn(
     assert upstream.store.read_ref("small_again", "policy_checkpoint") is None
     same.write()
     assert read_withdrawn(store, "small_again").rows == {row} and lacks_policy(same)
+    lift(store, "small", "rows", [row])
+    assert not lacks_policy(same) and read_withdrawn(store, "small_again").rows == {row}
+    same.write()
+    assert not read_withdrawn(store, "small_again").rows and not lacks_policy(same)
 
 
 def test_an_adopted_model_is_named_as_what_it_is(

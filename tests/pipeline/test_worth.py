@@ -24,12 +24,13 @@ from alignment.stages.policy_logprobs import PolicyLogprobsRequest
 from alignment.store import Artifact, Ref
 from alignment_dags.cli.models import lines
 from alignment_dags.cli.worth import show_certificate, show_sources
-from alignment_dags.recipes import derive
+from alignment_dags.recipes import derive, derived
 from alignment_dags.registry.cards import card_for
 from alignment_dags.registry.lineage import lineage_of
 from alignment_dags.registry.reports import write_report
 from alignment_dags.registry.reproduce import certify, reproduce, with_seed
 from alignment_dags.registry.sources import badness, corrected, effect, sources_of
+from alignment_dags.retention.withdraw import restore
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import NotNeeded
 from assets.building.upstream import Upstream
@@ -269,7 +270,29 @@ def test_what_was_withdrawn_from_a_recipe_is_withdrawn_from_those_that_are_deriv
         name = derive(path, [f"seed={seed}"], f"small_seed_{seed}").stem
         withdrawn = read_withdrawn(store, name)
         assert (withdrawn.rows, withdrawn.shards) == ({"aa"}, {"pairs"})
-    assert tombstone(store, "small_seed_1", "rows", "aa") == tombstone(store, "small", "rows", "aa")
+    stone = tombstone(store, "small", "rows", "aa")
+    assert stone and stone.model_copy(update={"inherited_from": "small"}) == tombstone(
+        store, "small_seed_1", "rows", "aa"
+    )
+
+
+def test_what_was_restored_to_a_recipe_is_restored_to_those_that_are_derived_from_it_again(
+    write: Callable[..., Path],
+) -> None:
+    """Else the certificate would be of a policy that lacks rows which the recipe's own has."""
+    path, store = write(), ArtifactStore().open()
+    withdrawn = [Tombstone(id=row, at="2026-01-01T00:00:00+00:00") for row in ("aa", "bb")]
+    bury(store, "small", "rows", withdrawn)
+    bury(store, "small", "shards", [Tombstone(id="pairs", at="2026-01-01T00:00:00+00:00", artifacts=["k"])])
+    derive(path, ["seed=1"], "small_seed_1")
+    bury(store, "small_seed_1", "rows", withdrawn[1:])
+    restore(path, ["aa", "bb"], ["pairs"])
+    again = derived(path, ["seed=1"], "small_seed_1")
+    assert read_withdrawn(store, "small_seed_1").rows == {"aa", "bb"}, "nothing is written yet"
+    for found in (again.withdrawn(store), read_withdrawn(store, again.write().stem)):
+        assert (found.rows, found.shards) == ({"bb"}, set()), "somebody withdrew it from the derived recipe itself"
+    restore(again.file, ["bb"], [])
+    assert not read_withdrawn(store, "small_seed_1").rows
 
 
 def places_of(policy: Artifact) -> tuple[int, int]:

@@ -11,7 +11,17 @@ import pytest
 from alignment.data.files import pin_file
 from alignment.data.rows import paired_row, read_rows, unpaired_row
 from alignment.data.shards import Part, Shards, shards_of
-from alignment.data.withdrawal import RemainingShards, Tombstone, Withdrawn, bury, lift, read_withdrawn, tombstone
+from alignment.data.withdrawal import (
+    RemainingShards,
+    Tombstone,
+    Withdrawn,
+    bury,
+    inherit,
+    lift,
+    read_withdrawn,
+    restored_since,
+    tombstone,
+)
 from alignment.errors import BadInput
 from alignment.recipe import PreferenceSource
 from alignment.stages import execute
@@ -201,3 +211,48 @@ def test_tombstones_are_one_object_each_and_hold_no_text(store: Store) -> None:
     lift(store, "r", "shards", ["a/b c"])
     lift(store, "r", "shards", ["a/b c"])
     assert read_withdrawn(store, "r") == Withdrawn(frozenset({row_id(1)}))
+
+
+def test_what_a_derived_recipe_inherited_is_lifted_when_it_was_restored_and_it_is_derived_again(store: Store) -> None:
+    """Its own withdrawals stay, and so do those that a version inherited which did not mark them."""
+
+    def withdrawn(recipe: str, *rows: str) -> None:
+        bury(store, recipe, "rows", [Tombstone(id=row, at="2026-01-01") for row in rows])
+
+    source = ShardRequest(embedded="quickstart", part=1, parts=3)
+    withdrawn("base", "mistake", "asked", "asked of both")
+    bury(store, "base", "demonstrations", [Tombstone(id="demonstration", at="2026-01-01")])
+    bury(store, "base", "shards", [Tombstone(id=name, at="2026-01-01", sources=[source]) for name in ("shard", "day")])
+    withdrawn("derived", "own", "as an older version inherited it")
+    inherit(store, "base", "derived")
+    inherited = tombstone(store, "derived", "rows", "mistake")
+    assert inherited == Tombstone(id="mistake", at="2026-01-01", inherited_from="base")
+    withdrawn("derived", "asked of both")
+    if (day := tombstone(store, "derived", "shards", "day")) is not None:
+        bury(store, "derived", "shards", [day])  # a shard's is written from the one that stands
+    everything = read_withdrawn(store, "derived")
+    assert (len(everything.rows), everything.demonstrations) == (5, {"demonstration"})
+    assert everything.shards == {"shard", "day"}
+    assert restored_since(store, "derived") == Withdrawn()
+
+    lift(store, "base", "rows", ["mistake", "asked of both"])
+    lift(store, "base", "demonstrations", ["demonstration"])
+    lift(store, "base", "shards", ["shard", "day"])
+    assert read_withdrawn(store, "derived") == everything, "until it is derived again"
+    expected = everything.without(restored_since(store, "derived"))
+    inherit(store, "base", "derived")
+    left = {"own", "as an older version inherited it", "asked", "asked of both"}
+    own = Withdrawn(frozenset(left), shards=frozenset({"day"}), sources=(("day", source),))
+    assert read_withdrawn(store, "derived") == own == expected
+    inherit(store, "other", "derived")
+    assert read_withdrawn(store, "derived") == expected, "`asked` is still withdrawn from its base"
+
+
+def test_a_tombstone_that_is_not_inherited_is_written_as_before(store: Store) -> None:
+    """A version that does not know the field reads it."""
+    bury(store, "base", "rows", [Tombstone(id="a", at="2026-01-01")])
+    inherit(store, "base", "derived")
+    files = (store.path("withdrawn", recipe, "rows", "a.json") for recipe in ("base", "derived"))
+    base, derived = (json.loads(store.fs.cat_file(file)) for file in files)
+    assert set(base) == {"id", "at", "reason", "artifacts", "sources"}
+    assert derived == base | {"inherited_from": "base"}

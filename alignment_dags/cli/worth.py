@@ -76,6 +76,8 @@ def show_sources(result: dict[str, Any]) -> None:
         print(columns(("source", "rows", "metric", "n", "value", "95 % interval", "p (Holm)"), rows))
         print("value: the policy of all sources minus the one without this source, on the same items")
         print("p: corrected over all sources and metrics; each policy is one training, with training noise of its own")
+    for source in result["out_of_date"]:
+        print(f"{source}: data or settings changed while the policies were trained; `align sources` measures it again")
 
 
 def sources(

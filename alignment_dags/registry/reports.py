@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from alignment.recipe import Recipe, load_recipe
 from alignment.stages.stage import PolicySummary
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment_dags.nights.records import NightBook
-from alignment_dags.registry.sources import effect, values
+from alignment_dags.registry.source_values import effect, values
 from alignment_dags.retention.evidence import evidence_of
 from assets.building.upstream import Upstream
 from assets.certificate import Certified, certificate_of
 from assets.registration import RegistrationSummary
 from eval.gate.metrics import unit_of
+from eval.report.facts import day
 from eval.report.history import Version, history_page
 from eval.report.page import probability
 from eval.report.worth import CertifiedLine, NightLine, SourceLine, Worth, moment, new_rows_course
@@ -102,10 +102,12 @@ def worth_of(recipe: Recipe, store: Store, versions: list[Version]) -> Worth:
     certificates = (certificate_of(store, version.policy) for version in reversed(versions))
     certificate = next((one for one in certificates if one is not None), None)
     evidence = [(version.version, evidence_of(store, version.policy)) for version in reversed(versions)]
+    sources, out_of_date = _sources(recipe, store)
     return Worth(
         new_rows=new_rows_course(store, recipe.name),
         nights=[NightLine(moment(night.scheduled_at.isoformat()), night.outcome, night.reason) for night in nights],
-        sources=list(_sources(recipe, store)),
+        sources=sources,
+        out_of_date=out_of_date,
         certificate="" if certificate is None else f"The recipe was {certificate.repeated()}",
         certified=[] if certificate is None else [_certified(one) for one in certificate.metrics],
         evidence=[(version, found["told"]) for version, found in evidence if found is not None],
@@ -115,25 +117,31 @@ def worth_of(recipe: Recipe, store: Store, versions: list[Version]) -> Worth:
 COLOURS = {"harm": "regressed", "good": "improved", None: ""}
 
 
-def _sources(recipe: Recipe, store: Store) -> Iterator[SourceLine]:
-    """The values of the sources that policies were trained without; none where a report is lacking."""
+def _sources(recipe: Recipe, store: Store) -> tuple[list[SourceLine], list[str]]:
+    """The values of the sources that policies were trained without, and the names of those whose policy is out of date;
+    none where a report is lacking."""
     without = {source.name: f"{recipe.name}_without_{source.name}" for source in recipe.preferences.sources}
     whole = f"{recipe.name}_whole"
     made = {name: derived for name, derived in without.items() if store.read_ref(derived, REPORT) is not None}
     if not made or store.read_ref(whole, REPORT) is None:
-        return
-    for source in values(store, whole, made):
-        for metric, value in source["metrics"].items():
-            low, high = value["ci95"] or (0.0, 0.0)
-            yield SourceLine(
-                source=source["source"],
-                rows=source["rows"],
-                metric=metric,
-                value=_signed(value["difference"]),
-                interval="too few items" if value["ci95"] is None else f"{_signed(low)} to {_signed(high)}",
-                corrected="–" if value["p_holm"] is None else probability(value["p_holm"]),
-                verdict=COLOURS[effect(value)],
-            )
+        return [], []
+    measured, out_of_date = values(store, whole, made)
+    lines = [_source(one, metric, value) for one in measured for metric, value in one["metrics"].items()]
+    return lines, out_of_date
+
+
+def _source(source: dict[str, Any], metric: str, value: dict[str, Any]) -> SourceLine:
+    low, high = value["ci95"] or (0.0, 0.0)
+    return SourceLine(
+        source=source["source"],
+        rows=source["rows"],
+        measured=day(source["measured"]),
+        metric=metric,
+        value=_signed(value["difference"]),
+        interval="too few items" if value["ci95"] is None else f"{_signed(low)} to {_signed(high)}",
+        corrected="–" if value["p_holm"] is None else probability(value["p_holm"]),
+        verdict=COLOURS[effect(value)],
+    )
 
 
 def _signed(value: float) -> str:

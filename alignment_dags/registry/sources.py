@@ -10,21 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from alignment.data.manifest import read_manifest
 from alignment.errors import BadInput, be, counted, did_you_mean
 from alignment.recipe import Recipe, load_recipe
 from alignment.recipe.load import read_recipe
-from alignment.store import Store
 from alignment_dags import api
 from alignment_dags.nights.worth import price_of
 from alignment_dags.recipes import Derived, derived
-from alignment_dags.registry.compare import compare_sides, side_of
+from alignment_dags.registry.source_values import values
 from alignment_dags.run.plan import plan
 from alignment_dags.run.workspace import Workspace
-from eval.gate.metrics import PREFERENCES, headline
-from eval.statistics import holm
 from resources.home import ensure_home
 from resources.pools import load_pools
 from resources.store import ArtifactStore
@@ -38,9 +34,6 @@ ALONE = ("gate=none", "publish=null", "alerts=null")
 """Changes of a recipe that is run for its results: nothing of it is registered, published or told to anybody."""
 LORA_RATE = 10
 """An adapter takes about ten times the learning rate of full training (Schulman et al. 2025, "LoRA Without Regret")."""
-LEVEL = 0.05
-"""A source is said to do harm, or good, if the p-value that is corrected over all sources and metrics is below this."""
-SHOWN = ("n", "difference", "stderr", "ci95", "p_value")
 
 
 def run_alone(file: Path, say: Say) -> object:
@@ -55,7 +48,8 @@ def sources_of(
 
     `policies` (of which `to_train` are not there yet), `seconds` and `price` of these (None where they are not known),
     and `sources`, the worst first: `source`, `recipe` (that of the policy without it), `rows`, and `metrics`, each with
-    the source's value as `difference`. Raises `BadInput` for a recipe without several sources.
+    the source's value as `difference`. `out_of_date` are sources whose data or settings changed while policies were
+    trained. Raises `BadInput` for a recipe without several sources.
     """
     ensure_home()
     recipe = load_recipe(path)
@@ -83,13 +77,15 @@ def sources_of(
         "seconds": seconds,
         "price": price,
         "sources": [],
+        "out_of_date": [],
     }
     say(price_told(result))
     if dry_run:
         return result
     run_each(every, say, run)
     names_of = {name: one.recipe.name for name, one in without.items()}
-    return result | {"sources": values(ArtifactStore().open(), whole.recipe.name, names_of)}
+    measured, out_of_date = values(ArtifactStore().open(), whole.recipe.name, names_of)
+    return result | {"sources": measured, "out_of_date": out_of_date}
 
 
 def run_each(recipes: Sequence[Derived], say: Say, run: Run) -> None:
@@ -131,63 +127,3 @@ def price_told(result: Mapping[str, Any]) -> str:
         return f"{lead}{'; what one takes is known after the first `align run`' if result['to_train'] else ''}"
     told = f"about {seconds:,.0f} s of slots" + ("" if price is None else f" for {price:.2f}")
     return f"{lead}: {told}, if each takes what this recipe's own took"
-
-
-def values(store: Store, whole: str, without: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Each source's value by metric, the worst source first: one that does harm (`effect`), then by the first metric,
-    which is that of the first suite or the margin on held-out pairs of the other sources, and where sources are alike
-    in it by the next. `p_holm` is corrected over all sources and metrics."""
-    everything = side_of(store, whole)
-    made = store.read_ref(whole, "preference_manifest")
-    assert made is not None
-    pinned = read_manifest(store.fetch(made.artifact))  # a policy of rounds was trained on pairs made for its round
-    found: list[dict[str, Any]] = []
-    for source, recipe in without.items():
-        compared = compare_sides(store, side_of(store, recipe), everything)
-        found.append(
-            {
-                "source": source,
-                "recipe": recipe,
-                "rows": sum(shard.rows for shard in pinned.shards if shard.name.startswith(f"{source}-")),
-                "metrics": {name: {key: compared[name][key] for key in SHOWN} for name in _main(compared)},
-            }
-        )
-    return sorted(corrected(found), key=badness)
-
-
-def corrected(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Sources with `p_holm` beside each metric's `p_value`, by Holm's method over all metrics of all sources (Holm
-    1979): where no source does anything, some value of the table is below `LEVEL` with this probability at most. None
-    where there is no p-value."""
-    known = {(one["source"], name): each["p_value"] for one in sources for name, each in one["metrics"].items()}
-    adjusted = holm({claim: p_value for claim, p_value in known.items() if p_value is not None})
-
-    def with_holm(source: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: {**each, "p_holm": adjusted.get((source, name))} for name, each in metrics.items()}
-
-    return [{**one, "metrics": with_holm(one["source"], one["metrics"])} for one in sources]
-
-
-def effect(value: Mapping[str, Any]) -> Literal["harm", "good"] | None:
-    """What a value of a source shows, by its sign, if its corrected p-value is below `LEVEL`; else None."""
-    if value["p_holm"] is None or value["p_holm"] >= LEVEL:
-        return None
-    return "harm" if value["difference"] < 0 else "good"
-
-
-def badness(source: Mapping[str, Any]) -> tuple[bool, list[float]]:
-    """By which sources are sorted, the worst first."""
-    metrics = source["metrics"].values()
-    harms = any(effect(each) == "harm" for each in metrics)
-    return not harms, [each["difference"] for each in metrics]
-
-
-def _main(compared: Mapping[str, Any]) -> list[str]:
-    """The main metric of every suite, then the margin and the accuracy on held-out pairs."""
-    by_suite: dict[str, list[str]] = {}
-    for name in compared:
-        suite, _, metric = name.partition("/")
-        by_suite.setdefault(suite, []).append(metric)
-    held_out = by_suite.pop(PREFERENCES, [])
-    mains = [f"{suite}/{headline(suite, metrics)}" for suite, metrics in by_suite.items()]
-    return [*mains, *(f"{PREFERENCES}/{name}" for name in ("margin", "accuracy") if name in held_out)]

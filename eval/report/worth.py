@@ -60,6 +60,7 @@ class SourceLine:
 
     source: str
     rows: int
+    measured: str
     metric: str
     value: str
     interval: str
@@ -87,6 +88,8 @@ class Worth:
     new_rows: NewRowsCourse | None = None
     nights: list[NightLine] = field(default_factory=list)
     sources: list[SourceLine] = field(default_factory=list)
+    out_of_date: list[str] = field(default_factory=list)
+    """Sources whose policy was trained on other data, or with other settings, than the last policy of all sources."""
     certificate: str = ""
     certified: list[CertifiedLine] = field(default_factory=list)
     evidence: list[tuple[str, str]] = field(default_factory=list)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from alignment_dags.registry.cards import card_for
 from alignment_dags.registry.lineage import lineage_of
 from alignment_dags.registry.reports import write_report
 from alignment_dags.registry.reproduce import certify, reproduce, with_seed
-from alignment_dags.registry.sources import badness, corrected, effect, sources_of
+from alignment_dags.registry.source_values import badness, corrected, effect
+from alignment_dags.registry.sources import sources_of
 from alignment_dags.retention.withdraw import restore
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import NotNeeded
@@ -126,6 +128,58 @@ def test_a_planted_bad_source_comes_out_worst_with_its_value_proved_below_zero(
         sources_of(path, ["plantd"], False, True, said.append, run)
     with pytest.raises(BadInput, match=r"'preferences\.sources': a source's value"):
         sources_of(write(), [], False, True, said.append, run)
+
+
+def lines_of(name: str, chosen: str, rejected: str, numbers: range, folder: Path) -> dict[str, Any]:
+    """A source whose file has a pair for each number."""
+    rows = [{"prompt": f"{name} {n}", "chosen": chosen, "rejected": rejected} for n in numbers]
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"name": name, "files": [str(file)]}
+
+
+@pytest.mark.parametrize("links", [1, 2])
+def test_a_source_counts_only_where_nothing_but_its_shards_tells_both_policies_from_each_other(
+    write: Callable[..., Path], small_recipe: dict[str, Any], tmp_path: Path, links: int
+) -> None:
+    """Else an old policy without a source is compared with a new one of all sources, and what changed between them
+    passes for the source's value."""
+    settings = small_recipe.pop("dpo") | {"method": "dpo"}
+
+    def use(rows: int, beta: float, answer: int) -> Path:
+        listed = [
+            lines_of("ask", "Yes.", "No.", range(30), tmp_path),
+            lines_of("web", "No.", "Yes.", range(rows), tmp_path),
+        ]
+        trainings = [settings | {"beta": beta}] * links
+        suite = small_recipe["evals"]["ifeval"] | {"max_new_tokens": answer}
+        evals = small_recipe["evals"] | {"ifeval": suite} if links == 1 else {}
+        section = {"optimise": trainings if links > 1 else trainings[0], "evals": evals}
+        return write(preferences=listed, held_out_fraction=0.3, tokens={"max_length": 64}, **section)
+
+    def page(path: Path) -> tuple[str, list[str]]:
+        write_report(path, tmp_path / "history.html", history=True)
+        text = (tmp_path / "history.html").read_text(encoding="utf-8")
+        section = text[text.index('id="sources"') :]
+        return section, [name for name in ("ask", "web") if f'role="rowheader">{name}<' in section]
+
+    def measure(path: Path, *sources: str) -> list[str]:
+        found = sources_of(path, sources, False, False, print, run)
+        assert found["out_of_date"] == []
+        return [one["source"] for one in found["sources"]]
+
+    stale = "was measured on other data or settings than the last policy of all sources"
+    path = use(30, 0.1, 8)
+    assert sorted(measure(path)) == ["ask", "web"]
+    section, listed = page(path)
+    assert listed == ["ask", "web"] and stale not in section
+    assert f"{datetime.now(UTC):%-d %B %Y}" in section
+    changes = {"settings": (30, 0.5, 8), "data": (40, 0.5, 8)} | ({"questions": (40, 0.5, 4)} if links == 1 else {})
+    for change in changes.values():
+        measure(use(*change), "web")
+        section, listed = page(path)
+        assert listed == ["web"] and f"<em>ask</em> {stale}" in section
+        assert sorted(measure(path)) == page(path)[1] == ["ask", "web"]
 
 
 def test_a_recipe_that_is_run_again_with_other_seeds_gets_a_certificate_that_is_kept_with_the_version(

@@ -109,7 +109,9 @@ def test_a_course_of_new_rows_has_the_latest_first_and_only_the_recipes_own(
 
 
 def test_the_page_says_what_trainings_were_worth_and_escapes_what_people_wrote() -> None:
-    source = SourceLine("<web>", 30, "preferences/margin", "−0.980", "−1.478 to −0.482", "p = 0.001", "regressed")
+    source = SourceLine(
+        "<web>", 30, "1 November 2026", "preferences/margin", "−0.980", "−1.478 to −0.482", "p = 0.001", "regressed"
+    )
     certified = CertifiedLine(
         "gsm8k/exact", "90.0 %", "1.2", "86.0 to 94.0", "89.0 %", "within", ["0.5 (<a>) is outside"]
     )

@@ -27,6 +27,25 @@ class Published(BaseModel):
     source: str
     noise: Noise
 
+    @property
+    def judged(self) -> str:
+        """What was found, as the end of a sentence about the figure."""
+        if self.noise == "unknown":
+            return "cannot be judged: the runs are all equal"
+        return f"is {self.noise} run-to-run noise"
+
+
+class NotEvaluated(Published):
+    """A published figure of a metric that the report of some seed does not have: a suite without its judge, say."""
+
+    metric: str
+    noise: Noise = "unknown"
+
+    @property
+    def judged(self) -> str:
+        """What was found, as the end of a sentence about the figure."""
+        return "cannot be judged: not every run was evaluated on this metric"
+
 
 class Certified(BaseModel):
     """A metric over runs with different seeds, on its own scale: `values` by seed, their mean and standard deviation.
@@ -73,6 +92,7 @@ class Certificate(BaseModel):
     seed_makes: list[str]
     """What the seed decides beside the course of a training: the embedded model, data or questions."""
     metrics: list[Certified]
+    not_evaluated: list[NotEvaluated] = []
 
     def told(self) -> str:
         """The certificate in one line, by the suites' main metrics, for lineage and the card."""
@@ -82,12 +102,21 @@ class Certificate(BaseModel):
             if one.deviation is not None
         ]
         figures = [
-            f"the published {one.metric} {figure.value:g} ({figure.source}) is {figure.noise} run-to-run noise"
-            for one in self.metrics
-            for figure in one.published
+            f"the published {metric} {figure.value:g} ({figure.source}) {figure.judged}"
+            for metric, figure in self.figures()
         ]
         lead = self.repeated()
         return "; ".join([f"{lead}: {', '.join(spread)}" if spread else lead, *figures])
+
+    def figures(self) -> list[tuple[str, Published]]:
+        """Every published figure with its metric."""
+        judged = [(one.metric, figure) for one in self.metrics for figure in one.published]
+        return [*judged, *((one.metric, one) for one in self.not_evaluated)]
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether every published figure was evaluated and none lies outside of run-to-run noise."""
+        return not self.not_evaluated and all(figure.noise != "outside" for _, figure in self.figures())
 
     def repeated(self) -> str:
         """How often it was repeated, and when."""
@@ -116,8 +145,16 @@ def certificate_of(store: Store, policy: str) -> Certificate | None:
 
 
 def about(certificate: Certificate | None) -> dict[str, Any] | None:
-    """The certificate as plain data, with its sentence."""
-    return None if certificate is None else certificate.model_dump(mode="json") | {"told": certificate.told()}
+    """The certificate as plain data, with its sentence, and whether it says nothing against a published figure."""
+    if certificate is None:
+        return None
+    told = {"told": certificate.told(), "reproduced": certificate.reproduced}
+    return certificate.model_dump(mode="json") | told
+
+
+def certificate_in(told: dict[str, Any]) -> Certificate:
+    """The certificate in plain data (`about`)."""
+    return Certificate.model_validate({name: value for name, value in told.items() if name in Certificate.model_fields})
 
 
 def _path(store: Store, policy: str) -> str:

@@ -95,12 +95,12 @@ def sources(
 
 def show_certificate(result: dict[str, Any]) -> None:
     """Prints a certificate: each metric over the seeds, and the published figures."""
-    from assets.certificate import Certified
+    from assets.certificate import certificate_in
 
-    certificate = result["certificate"]
-    if certificate is None:
-        print(f"{result['recipe']}: no certificate yet")
+    if result["certificate"] is None:
+        print(f"{result['recipe']}: no certificate of these settings yet")
         return
+    certificate = certificate_in(result["certificate"])
     rows = [
         (
             one.metric,
@@ -110,16 +110,14 @@ def show_certificate(result: dict[str, Any]) -> None:
             f"{one.own:.4f}",
             one.noise,
         )
-        for one in map(Certified.model_validate, certificate["metrics"])
+        for one in certificate.metrics
     ]
     print(columns(("metric", "mean", "deviation", "one more run, 95 %", "own", "own is … noise"), rows))
-    for one in certificate["metrics"]:
-        for figure in one["published"]:
-            told = f"{one['metric']}: {figure['model']} {figure['value']:g} ({figure['source']})"
-            print(painted(f"{told} is {figure['noise']} run-to-run noise"))
-    seeds = ", ".join(map(str, certificate["seeds"]))
-    makes = f"; the seed also makes {', '.join(certificate['seed_makes'])}" if certificate["seed_makes"] else ""
-    print(f"seeds {seeds}{makes}; kept with policy {certificate['policy'][:12]}")
+    for metric, figure in certificate.figures():
+        print(painted(f"{metric}: {figure.model} {figure.value:g} ({figure.source}) {figure.judged}"))
+    seeds = ", ".join(map(str, certificate.seeds))
+    makes = f"; the seed also makes {', '.join(certificate.seed_makes)}" if certificate.seed_makes else ""
+    print(f"seeds {seeds}{makes}; kept with policy {certificate.policy[:12]}")
 
 
 def reproduce(
@@ -132,10 +130,10 @@ def reproduce(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe with several seeds and certify its spread. Exit 1 if a published figure lies outside of it."""
+    """Run a recipe with several seeds and certify its spread. Exit 1 if a published figure lies outside of it, or is
+    of a metric that some run was not evaluated on."""
     from alignment_dags.registry.reproduce import reproduce
 
     result = tell(lambda: reproduce(recipe, seeds, published, model, dry_run, say), as_json, show_certificate)
-    metrics = (result["certificate"] or {"metrics": []})["metrics"]
-    if any(figure["noise"] == "outside" for one in metrics for figure in one["published"]):
+    if not dry_run and not result["certificate"]["reproduced"]:
         raise typer.Exit(1)

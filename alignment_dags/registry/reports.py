@@ -14,7 +14,7 @@ from alignment_dags.nights.records import NightBook
 from alignment_dags.registry.source_values import effect, values
 from alignment_dags.retention.evidence import evidence_of
 from assets.building.upstream import Upstream
-from assets.certificate import Certified, certificate_of
+from assets.certificate import Certificate, Certified, Published, certificate_of
 from assets.registration import RegistrationSummary
 from eval.gate.metrics import unit_of
 from eval.report.facts import day
@@ -109,7 +109,7 @@ def worth_of(recipe: Recipe, store: Store, versions: list[Version]) -> Worth:
         sources=sources,
         out_of_date=out_of_date,
         certificate="" if certificate is None else f"The recipe was {certificate.repeated()}",
-        certified=[] if certificate is None else [_certified(one) for one in certificate.metrics],
+        certified=[] if certificate is None else [*map(_certified, certificate.metrics), *_not_evaluated(certificate)],
         evidence=[(version, found["told"]) for version, found in evidence if found is not None],
     )
 
@@ -158,5 +158,15 @@ def _certified(one: Certified) -> CertifiedLine:
         interval="–" if low is None else f"{unit.format(low)} to {unit.format(high)}",
         own=unit.format(one.own) + unit.sign,
         noise=one.noise,
-        published=[f"{each.value:g} ({each.source}) is {each.noise} noise" for each in one.published],
+        published=[_figure(each) for each in one.published],
     )
+
+
+def _not_evaluated(certificate: Certificate) -> list[CertifiedLine]:
+    return [
+        CertifiedLine(one.metric, "–", "–", "–", "–", one.noise, [_figure(one)]) for one in certificate.not_evaluated
+    ]
+
+
+def _figure(one: Published) -> str:
+    return f"{one.value:g} ({one.source}) {one.judged}"

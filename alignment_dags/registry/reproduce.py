@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,18 @@ from alignment.recipe.evaluation import section_of
 from alignment.store import Commit, Store
 from alignment_dags.nights.worth import price_of
 from alignment_dags.recipes import derived
-from alignment_dags.registry.sources import ALONE, POLICY, Run, Say, lacks_policy, price_told, run_alone, run_each
+from alignment_dags.registry.sources import ALONE, Run, Say, policy_made, price_told, run_alone, run_each
 from alignment_dags.run.workspace import Workspace
-from assets.certificate import Certificate, Certified, Noise, Published, about, certificate_of, keep_certificate
+from assets.certificate import (
+    Certificate,
+    Certified,
+    Noise,
+    NotEvaluated,
+    Published,
+    about,
+    certificate_of,
+    keep_certificate,
+)
 from eval.gate.baselines import WrittenFigure, read_written
 from eval.gate.compare import width_by_name
 from eval.gate.metrics import METRICS, PREFERENCES, headline
@@ -36,18 +45,20 @@ def reproduce(
 
     Figures are those of `model` (by default the recipe's name) in the file `published`, or in the recipe's
     `evals.baselines`, or in baselines/<recipe>.csv beside the recipe. A figure of what the recipe does not measure is
-    named and passed over. Every seed asks the recipe's own questions, where these are not embedded.
+    named and passed over. One that some seed's report lacks is kept as `not_evaluated`. Every seed asks the recipe's
+    own questions, where these are not embedded.
 
     Returns `policies`, `to_train`, `seconds` and `price`, and the `certificate` (with `dry_run` the one that is there,
-    if any). Raises `BadInput` for a model that the file does not have, and for a figure in per cent of a metric whose
-    values are fractions.
+    None where a policy is to be trained). Raises `BadInput` for a model that the file does not have, and for a figure
+    in per cent of a metric whose values are fractions.
     """
     ensure_home()
     recipe = load_recipe(path)
     figures = figures_of(recipe, path, published, model)
     numbers = [recipe.seed + step for step in range(seeds)]
     every = [derived(path, [*ALONE, *with_seed(recipe, number)], f"{recipe.name}_seed_{number}") for number in numbers]
-    to_train = sum(map(lacks_policy, every))
+    policies = [policy_made(one) for one in every]
+    to_train = policies.count(None)
     first = "sft_checkpoint" if recipe.sft and recipe.sft.dataset else "preference_manifest"
     seconds, price = (
         None if part is None else part * to_train for part in price_of(Workspace(recipe, load_pools()), first)
@@ -64,8 +75,8 @@ def reproduce(
         say(f"published figures that this recipe does not measure: {first_few(foreign)}")
     store = ArtifactStore().open()
     if dry_run:
-        own = store.read_ref(every[0].recipe.name, POLICY) or store.read_ref(recipe.name, POLICY)
-        return result | {"certificate": None if own is None else about(certificate_of(store, own.artifact.digest))}
+        own = None if to_train else policies[0]  # what is there of other settings says nothing of these
+        return result | {"certificate": None if own is None else about(certificate_of(store, own.digest))}
     run_each(every, say, run)
     by_seed = {number: one.recipe.name for number, one in zip(numbers, every, strict=True)}
     certificate = certify(store, recipe, by_seed, figures)
@@ -141,8 +152,8 @@ def certify(
     """The certificate of recipes that are the same but for their seeds, whose reports are there; the first is about."""
     reports = {seed: _report(store, name) for seed, name in by_seed.items()}
     summaries = {seed: ReportSummary.of(report) for seed, report in reports.items()}
-    own_seed = next(iter(reports))
-    policy = store.commit_of(reports[own_seed].inputs["policy"])
+    policy = store.commit_of(next(iter(reports.values())).inputs["policy"])
+    compared, lacking = certified(summaries, figures)
     return Certificate(
         recipe=recipe.name,
         policy=policy.digest,
@@ -151,29 +162,43 @@ def certify(
         device=policy.environment.get("device", ""),
         code=policy.environment.get("git", ""),
         seed_makes=[name for name, section in _embedded(recipe).items() if section],
-        metrics=[
-            _certified(suite, metric, own_seed, summaries, figures)
-            for suite, metrics in summaries[own_seed].comparisons.items()
-            for metric in metrics
-            if all(metric in summary.comparisons.get(suite, {}) for summary in summaries.values())
+        metrics=compared,
+        not_evaluated=[
+            NotEvaluated(**_about(one), metric=one.figure.metric)
+            for one in lacking
+            if one.figure.metric in measured_by(recipe)
         ],
     )
 
 
+def certified(
+    summaries: Mapping[int, ReportSummary], figures: Sequence[WrittenFigure] = ()
+) -> tuple[list[Certified], list[WrittenFigure]]:
+    """Every metric that the reports of all seeds have, compared with the figures that are of it; and the figures that
+    are of none of them. The first seed is the recipe's own."""
+    own_seed, own = next(iter(summaries.items()))
+    named = {
+        f"{suite}/{metric}": {f"{suite}/{metric}", *([suite] if headline(suite, metrics) == metric else [])}
+        for suite, metrics in own.comparisons.items()
+        for metric in metrics
+        if all(metric in summary.comparisons.get(suite, {}) for summary in summaries.values())
+    }
+    by_metric = {name: [one for one in figures if one.figure.metric in names] for name, names in named.items()}
+    lacking = [one for one in figures if not any(one.figure.metric in names for names in named.values())]
+    return [_certified(name, own_seed, summaries, mine) for name, mine in by_metric.items()], lacking
+
+
 def _certified(
-    suite: str, metric: str, own_seed: int, summaries: dict[int, ReportSummary], figures: Sequence[WrittenFigure]
+    name: str, own_seed: int, summaries: Mapping[int, ReportSummary], figures: Sequence[WrittenFigure]
 ) -> Certified:
+    suite, _, metric = name.partition("/")
     compared = {seed: summary.comparisons[suite][metric] for seed, summary in summaries.items()}
     values = {seed: one.own_of("candidate").mean for seed, one in compared.items()}
     runs, others = repeats(list(values.values())), [value for seed, value in values.items() if seed != own_seed]
-    names = {f"{suite}/{metric}"} | (
-        {suite} if headline(suite, summaries[own_seed].comparisons[suite]) == metric else set()
-    )
-    mine = [one for one in figures if one.figure.metric in names]
-    for one in mine:
+    for one in figures:
         one.refuse_other_scale(compared[own_seed].width)
     return Certified(
-        metric=f"{suite}/{metric}",
+        metric=name,
         values=values,
         mean=runs.mean,
         deviation=runs.deviation,
@@ -183,15 +208,13 @@ def _certified(
         own=values[own_seed],
         noise=NOISE[repeats(others).has(values[own_seed], 1e-12) if others else None],
         published=[
-            Published(
-                model=one.figure.model,
-                value=one.figure.value,
-                source=one.figure.source,
-                noise=NOISE[runs.has(one.figure.value, one.half_a_digit)],
-            )
-            for one in mine
+            Published(**_about(one), noise=NOISE[runs.has(one.figure.value, one.half_a_digit)]) for one in figures
         ],
     )
+
+
+def _about(one: WrittenFigure) -> dict[str, Any]:
+    return {"model": one.figure.model, "value": one.figure.value, "source": one.figure.source}
 
 
 def _report(store: Store, name: str) -> Commit:

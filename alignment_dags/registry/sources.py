@@ -15,6 +15,7 @@ from typing import Any
 from alignment.errors import BadInput, be, counted, did_you_mean
 from alignment.recipe import Recipe, load_recipe
 from alignment.recipe.load import read_recipe
+from alignment.store import Commit
 from alignment_dags import api
 from alignment_dags.nights.worth import price_of
 from alignment_dags.recipes import Derived, derived
@@ -67,7 +68,7 @@ def sources_of(
         name: derived(path, [*changes, _left_out(path, name)], f"{recipe.name}_without_{name}") for name in wanted
     }
     every = [whole, *without.values()]
-    to_train = sum(map(lacks_policy, every))
+    to_train = sum(policy_made(one) is None for one in every)
     seconds, price = (None if part is None else part * to_train for part in price_of(Workspace(recipe, load_pools())))
     result: dict[str, Any] = {
         "recipe": recipe.name,
@@ -111,11 +112,12 @@ def _left_out(path: Path, name: str) -> str:
     return f"preferences={json.dumps(left if isinstance(written, list) else written | {'sources': left})}"
 
 
-def lacks_policy(one: Derived) -> bool:
-    """Whether the policy of a derived recipe is not made yet, whether or not the recipe is written."""
+def policy_made(one: Derived) -> Commit | None:
+    """The policy of a derived recipe as it would be trained now, whether or not the recipe is written; None if it is
+    not made yet."""
     workspace = Workspace(one.recipe, load_pools())
     planned = plan(workspace, withdrawn=one.withdrawn(workspace.store))
-    return any(step.node.name == POLICY and step.commit is None for step in planned)
+    return next((step.commit for step in planned if step.node.name == POLICY), None)
 
 
 def price_told(result: Mapping[str, Any]) -> str:

@@ -240,6 +240,10 @@ def test_a_recipe_that_is_run_again_with_other_seeds_gets_a_certificate_that_is_
     assert "The recipe was repeated with 2 seeds" in page.read_text(encoding="utf-8")
     show_certificate({"recipe": "small", "certificate": made})
     assert f"{metric}: ours 0.5 (a paper) is outside run-to-run noise" in capsys.readouterr().out
+    assert reproduce(path, 2, figures, "ours", True, said.append, run)["certificate"] == made
+    changed = write(gate=PASSES, dpo=yaml.safe_load(path.read_text())["dpo"] | {"learning_rate": 2e-3})
+    priced = reproduce(changed, 2, figures, "ours", True, said.append, run)
+    assert (priced["to_train"], priced["certificate"]) == (2, None), "the certificate is of other settings"
     with pytest.raises(BadInput, match="has no model 'our'; did you mean ours"):
         reproduce(path, 2, figures, "our", True, said.append, run)
     with pytest.raises(BadInput, match="'--published': no such file"):

@@ -50,7 +50,8 @@ class NotEvaluated(Published):
 class Certified(BaseModel):
     """A metric over runs with different seeds, on its own scale: `values` by seed, their mean and standard deviation.
 
-    One more run lies between `low` and `high` with 95 % probability (Student's t); None for fewer than two runs.
+    One more run lies between `low` and `high` with 95 % probability (Student's t); None for fewer than two runs, and
+    for equal ones.
     `own` is the value of the policy that the certificate is about, and `noise` whether it lies there by the others.
     """
 
@@ -91,6 +92,9 @@ class Certificate(BaseModel):
     code: str
     seed_makes: list[str]
     """What the seed decides beside the course of a training: the embedded model, data or questions."""
+    comparisons: int = 1
+    """Published figures that were compared, each with an interval that is wider for their number; 1 in a certificate of
+    an earlier version, whose intervals were not."""
     metrics: list[Certified]
     not_evaluated: list[NotEvaluated] = []
 
@@ -121,6 +125,15 @@ class Certificate(BaseModel):
     def repeated(self) -> str:
         """How often it was repeated, and when."""
         return f"repeated with {len(self.seeds)} seeds on {self.at[:10]}"
+
+    def widened(self) -> str:
+        """By what several figures were judged, in one sentence; empty for one."""
+        if self.comparisons < 2:
+            return ""
+        return (
+            f"{self.comparisons} published figures are compared with intervals that are wider than these (Bonferroni),"
+            " so that by chance alone some figure lies outside in 5 % of certificates at most"
+        )
 
     def main_metrics(self) -> list[Certified]:
         """The main metric of every suite."""

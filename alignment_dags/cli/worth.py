@@ -115,6 +115,8 @@ def show_certificate(result: dict[str, Any]) -> None:
     print(columns(("metric", "mean", "deviation", "one more run, 95 %", "own", "own is … noise"), rows))
     for metric, figure in certificate.figures():
         print(painted(f"{metric}: {figure.model} {figure.value:g} ({figure.source}) {figure.judged}"))
+    if widened := certificate.widened():
+        print(widened)
     seeds = ", ".join(map(str, certificate.seeds))
     makes = f"; the seed also makes {', '.join(certificate.seed_makes)}" if certificate.seed_makes else ""
     print(f"seeds {seeds}{makes}; kept with policy {certificate.policy[:12]}")

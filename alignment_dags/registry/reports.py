@@ -109,6 +109,7 @@ def worth_of(recipe: Recipe, store: Store, versions: list[Version]) -> Worth:
         sources=sources,
         out_of_date=out_of_date,
         certificate="" if certificate is None else f"The recipe was {certificate.repeated()}",
+        widened="" if certificate is None else certificate.widened(),
         certified=[] if certificate is None else [*map(_certified, certificate.metrics), *_not_evaluated(certificate)],
         evidence=[(version, found["told"]) for version, found in evidence if found is not None],
     )

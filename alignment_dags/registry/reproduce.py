@@ -153,7 +153,7 @@ def certify(
     reports = {seed: _report(store, name) for seed, name in by_seed.items()}
     summaries = {seed: ReportSummary.of(report) for seed, report in reports.items()}
     policy = store.commit_of(next(iter(reports.values())).inputs["policy"])
-    compared, lacking = certified(summaries, figures)
+    metrics, lacking = certified(summaries, figures)
     return Certificate(
         recipe=recipe.name,
         policy=policy.digest,
@@ -162,7 +162,8 @@ def certify(
         device=policy.environment.get("device", ""),
         code=policy.environment.get("git", ""),
         seed_makes=[name for name, section in _embedded(recipe).items() if section],
-        metrics=compared,
+        comparisons=max(1, sum(len(one.published) for one in metrics)),
+        metrics=metrics,
         not_evaluated=[
             NotEvaluated(**_about(one), metric=one.figure.metric)
             for one in lacking
@@ -175,7 +176,8 @@ def certified(
     summaries: Mapping[int, ReportSummary], figures: Sequence[WrittenFigure] = ()
 ) -> tuple[list[Certified], list[WrittenFigure]]:
     """Every metric that the reports of all seeds have, compared with the figures that are of it; and the figures that
-    are of none of them. The first seed is the recipe's own."""
+    are of none of them. The first seed is the recipe's own. Several figures are compared with wider intervals, so that
+    where chance alone differs, some figure lies outside with 5 % probability at most."""
     own_seed, own = next(iter(summaries.items()))
     named = {
         f"{suite}/{metric}": {f"{suite}/{metric}", *([suite] if headline(suite, metrics) == metric else [])}
@@ -185,11 +187,12 @@ def certified(
     }
     by_metric = {name: [one for one in figures if one.figure.metric in names] for name, names in named.items()}
     lacking = [one for one in figures if not any(one.figure.metric in names for names in named.values())]
-    return [_certified(name, own_seed, summaries, mine) for name, mine in by_metric.items()], lacking
+    comparisons = len(figures) - len(lacking)
+    return [_certified(name, own_seed, summaries, mine, comparisons) for name, mine in by_metric.items()], lacking
 
 
 def _certified(
-    name: str, own_seed: int, summaries: Mapping[int, ReportSummary], figures: Sequence[WrittenFigure]
+    name: str, own_seed: int, summaries: Mapping[int, ReportSummary], figures: Sequence[WrittenFigure], comparisons: int
 ) -> Certified:
     suite, _, metric = name.partition("/")
     compared = {seed: summary.comparisons[suite][metric] for seed, summary in summaries.items()}
@@ -197,6 +200,7 @@ def _certified(
     runs, others = repeats(list(values.values())), [value for seed, value in values.items() if seed != own_seed]
     for one in figures:
         one.refuse_other_scale(compared[own_seed].width)
+    wider = repeats(list(values.values()), max(1, comparisons))
     return Certified(
         metric=name,
         values=values,
@@ -208,7 +212,7 @@ def _certified(
         own=values[own_seed],
         noise=NOISE[repeats(others).has(values[own_seed], 1e-12) if others else None],
         published=[
-            Published(**_about(one), noise=NOISE[runs.has(one.figure.value, one.half_a_digit)]) for one in figures
+            Published(**_about(one), noise=NOISE[wider.has(one.figure.value, one.half_a_digit)]) for one in figures
         ],
     )
 

@@ -91,6 +91,8 @@ class Worth:
     out_of_date: list[str] = field(default_factory=list)
     """Sources whose policy was trained on other data, or with other settings, than the last policy of all sources."""
     certificate: str = ""
+    widened: str = ""
+    """By what several published figures were judged."""
     certified: list[CertifiedLine] = field(default_factory=list)
     evidence: list[tuple[str, str]] = field(default_factory=list)
     """Version and sentence of each policy that was measured on rows withdrawn before its training."""

@@ -161,9 +161,10 @@ def _wilson(share: Mean) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Repeats:
-    """The mean and standard deviation of runs that differ by chance, and where one more run lies with 95 % probability.
+    """The mean and standard deviation of runs that differ by chance, and where one more run lies.
 
-    All but the mean are None for fewer than two runs.
+    All but the mean are None for fewer than two runs. `low` and `high` are None for equal runs as well, because their
+    true spread is unknown and not zero.
     """
 
     mean: float
@@ -178,22 +179,24 @@ class Repeats:
         return self.low - rounding <= value <= self.high + rounding
 
 
-def repeats(values: Sequence[float]) -> Repeats:
-    """By Student's t for one more value: mean ± t·s·√(1 + 1/n), for runs whose values are about normal.
+def repeats(values: Sequence[float], comparisons: int = 1) -> Repeats:
+    """Where one more value lies with 95 % probability, by Student's t: mean ± t·s·√(1 + 1/n), for runs whose values are
+    about normal.
 
-    Raises `ValueError` without a value.
+    With several `comparisons`, the interval is so much wider that all of them hold together with at least 95 %
+    probability (Bonferroni). Raises `ValueError` without a value.
     """
     if not values:
         raise ValueError("no run, no mean")
     n, mean = len(values), math.fsum(values) / len(values)
     if n < 2:
         return Repeats(mean, None, None, None)
+    if min(values) == max(values):
+        return Repeats(mean, 0.0, None, None)
     from scipy.special import stdtrit
 
-    deviation = 0.0
-    if min(values) != max(values):  # else there are only rounding errors
-        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * deviation * math.sqrt(1 + 1 / n)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(stdtrit(n - 1, 1 - (1 - CONFIDENCE) / comparisons / 2)) * deviation * math.sqrt(1 + 1 / n)
     return Repeats(mean, deviation, mean - half, mean + half)
 
 

@@ -191,10 +191,11 @@ def test_a_recipe_that_is_run_again_with_other_seeds_gets_a_certificate_that_is_
     path = write(gate=PASSES)
     upstream = finished(load_recipe(path))
     figures = tmp_path / "published.csv"
-    metric = "ifeval/prompt_level_strict_acc"
+    metric, accuracy = "preferences/margin", "ifeval/prompt_level_strict_acc"
     report = ReportSummary.of(upstream.store.commit_of(upstream("evaluation_report")))
-    own = report.comparisons["ifeval"]["prompt_level_strict_acc"].candidate
-    figures.write_text(f"model,metric,value,source\nours,{metric},0.5,a paper\nours,ifeval,{own},a page\n")
+    own = report.comparisons["preferences"]["margin"].candidate
+    rows = (f"ours,{metric},1e6,a paper", f"ours,{metric},{own},a page", "ours,ifeval,1.0,a talk")
+    figures.write_text("\n".join(("model,metric,value,source", *rows)), encoding="utf-8")
     said: list[str] = []
     priced = reproduce(path, 2, figures, "ours", True, said.append, run)
     assert (priced["to_train"], priced["certificate"]) == (1, None), "the first seed's policy is the recipe's own"
@@ -207,28 +208,30 @@ def test_a_recipe_that_is_run_again_with_other_seeds_gets_a_certificate_that_is_
         (expected.mean, expected.deviation, expected.low, expected.high)
     )
     assert [figure["noise"] for figure in one["published"]] == ["outside", "within"]
+    equal = next(one for one in made["metrics"] if one["metric"] == accuracy)
+    assert (equal["deviation"], [figure["noise"] for figure in equal["published"]]) == (0.0, ["unknown"])
+    assert made["comparisons"] == 3 and not made["reproduced"]
     store, recipe, by_seed = upstream.store, load_recipe(path), {0: "small_seed_0", 1: "small_seed_1"}
-    margin = next(one for one in made["metrics"] if one["metric"] == "preferences/margin")
-    high = margin["high"]
+    high = repeats(list(one["values"].values()), 2).high or 0.0  # of two figures
     digits, outside = next(  # a value that lies outside of the interval by less than half of its last digit
         (digits, value)
         for digits in range(1, 9)
         if 0.01 < ((value := math.ceil(high * 10**digits) / 10**digits) - high) * 10**digits < 0.4
     )
     texts = [f"{outside:.{digits}f}", f"{outside:.{digits + 3}f}"]
-    about = {"model": "ours", "metric": "preferences/margin", "source": "a page"}
+    about = {"model": "ours", "metric": metric, "source": "a page"}
     given = [WrittenFigure(PublishedFigure(value=float(text), **about), text, "page.csv", 2) for text in texts]
     told = {
         one.metric: [each.noise for each in one.published] for one in certify(store, recipe, by_seed, given).metrics
     }
-    assert told["preferences/margin"] == ["within", "outside"], "the same number with more digits is known more exactly"
-    per_cent = WrittenFigure(PublishedFigure(**about | {"metric": metric}, value=90.0), "90.0", "page.csv", 7)
+    assert told[metric] == ["within", "outside"], "the same number with more digits is known more exactly"
+    per_cent = WrittenFigure(PublishedFigure(**about | {"metric": accuracy}, value=90.0), "90.0", "page.csv", 7)
     with pytest.raises(
         BadInput, match=r"page\.csv, row 7, field 'value': ours: 90\.0 is no value of ifeval/.* fractions"
     ):
         certify(store, recipe, by_seed, [per_cent])
 
-    assert margin["deviation"] > 0 and margin["own"] == margin["values"]["0"] and margin["published"] == []
+    assert one["deviation"] > 0 and one["own"] == one["values"]["0"]
 
     lineage = lineage_of("small")
     assert lineage["certificate"]["told"].startswith("repeated with 2 seeds on ")
@@ -239,7 +242,10 @@ def test_a_recipe_that_is_run_again_with_other_seeds_gets_a_certificate_that_is_
     write_report(path, page, history=True)
     assert "The recipe was repeated with 2 seeds" in page.read_text(encoding="utf-8")
     show_certificate({"recipe": "small", "certificate": made})
-    assert f"{metric}: ours 0.5 (a paper) is outside run-to-run noise" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{metric}: ours 1e+06 (a paper) is outside run-to-run noise" in shown
+    assert f"{accuracy}: ours 1 (a talk) cannot be judged: the runs are all equal" in shown
+    assert "3 published figures are compared with intervals that are wider than these (Bonferroni)" in shown
     assert reproduce(path, 2, figures, "ours", True, said.append, run)["certificate"] == made
     changed = write(gate=PASSES, dpo=yaml.safe_load(path.read_text())["dpo"] | {"learning_rate": 2e-3})
     priced = reproduce(changed, 2, figures, "ours", True, said.append, run)

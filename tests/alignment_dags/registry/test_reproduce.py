@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 
@@ -16,6 +16,7 @@ from assets.certificate import Certificate, NotEvaluated, about, certificate_in
 from eval.gate.baselines import PublishedFigure, WrittenFigure
 from eval.gate.compare import MetricComparison
 from eval.stages.evaluation_report import ReportSummary
+from eval.statistics import repeats
 
 NOTHING: dict[str, Any] = dict.fromkeys(("stderr", "ci95", "p_value", "minimum_detectable_effect"))
 
@@ -39,10 +40,6 @@ def report(values: dict[str, float]) -> ReportSummary:
             verdict="inconclusive",
         )
     return ReportSummary(verdict="pass", comparisons=comparisons)
-
-
-def reports(name: str, values: Sequence[float]) -> dict[int, ReportSummary]:
-    return {seed: report({name: value}) for seed, value in enumerate(values)}
 
 
 def figure(metric: str, value: float) -> WrittenFigure:
@@ -79,3 +76,33 @@ def test_a_figure_of_a_metric_that_some_run_lacks_is_kept_and_told(
         cli.reproduce(SimpleNamespace(), 2)
     assert stop.value.exit_code == 1 and "cannot be judged" in capsys.readouterr().out
     cli.reproduce(SimpleNamespace(), 2, dry_run=True)  # which judges nothing
+
+
+@pytest.mark.parametrize("many", [1, 4, 8])
+def test_chance_alone_is_outside_in_one_of_twenty_certificates_however_many_figures_there_are(many: int) -> None:
+    """Five runs, and as many metrics as figures, each figure one more run; without the correction 5, 19 and 34 %."""
+    rng, names = np.random.default_rng(many), [f"suite_{n}/acc" for n in range(many)]
+    drawn = rng.normal(0.7, 0.02, (1200, 6, many)).tolist()
+    outside = 0
+    for *five, published in drawn:
+        summaries = {seed: report(dict(zip(names, values, strict=True))) for seed, values in enumerate(five)}
+        compared, _ = certified(summaries, [figure(*one) for one in zip(names, published, strict=True)])
+        outside += any(each.noise == "outside" for one in compared for each in one.published)
+    assert outside / len(drawn) == pytest.approx(0.05, abs=0.02)
+
+
+def test_the_shown_interval_is_that_of_one_more_run_and_a_page_says_by_what_figures_are_judged() -> None:
+    values = [0.5, 0.6]
+    summaries = {seed: report({"gsm8k/a": value, "gsm8k/b": value}) for seed, value in enumerate(values)}
+    one, _ = certified(summaries, [figure("gsm8k/a", 0.5)])
+    two, _ = certified(summaries, [figure("gsm8k/a", 0.5), figure("gsm8k/b", 0.5)])
+    assert (one[0].low, one[0].high) == (two[0].low, two[0].high) == (repeats(values).low, repeats(values).high)
+    assert certificate().widened() == ""
+    assert certificate(comparisons=2).widened().startswith("2 published figures are compared with intervals that are")
+
+
+def test_a_figure_beside_equal_runs_is_neither_within_nor_outside() -> None:
+    (one,), _ = certified({seed: report({"gsm8k/a": 1.0}) for seed in range(3)}, [figure("gsm8k/a", 0.98)])
+    assert (one.low, one.noise, [each.noise for each in one.published]) == (None, "unknown", ["unknown"])
+    assert one.published[0].judged == "cannot be judged: the runs are all equal"
+    assert certificate(metrics=[one]).reproduced, "nothing was found against it"

@@ -144,7 +144,8 @@ def names_on_the_hub(source: PreferenceSource) -> list[str]:
 
 
 def mixes_of(source: PreferenceSource, shards: Mapping[str, Artifact], seed: int) -> tuple[Mix, ...]:
-    """How many rows of each source are kept, where a recipe bounds them over several shards or weighs sources.
+    """How many rows of each source are kept, where a recipe bounds them over several shards, or of what is not left out
+    for another reason, or weighs sources.
 
     A source that has no shard, as they are withdrawn or not built, sets no scale for the others' weights. Raises
     `BadInput` where two of these sources hold the same shard, whose rows would count for one of them only.
@@ -152,9 +153,13 @@ def mixes_of(source: PreferenceSource, shards: Mapping[str, Artifact], seed: int
     mixes: list[Mix] = []
     taken: dict[str, str] = {}
     for part in source.parts:
-        lead, weight = (f"{part.name}-", part.weight) if isinstance(part, NamedSource) else ("", None)
+        lead, weight, keep = "", None, None
+        if isinstance(part, NamedSource):
+            lead, weight, keep = f"{part.name}-", part.weight, part.keep_rows
         own = [one for name, one in shards.items() if name.startswith(lead)]
-        if own and (weight is not None or (part.max_rows is not None and len(own) > 1)):
+        bounds = [most for most in (part.max_rows, keep) if most is not None]
+        # a source of one shard was drawn when the shard was made
+        if own and (weight is not None or keep is not None or (bounds and len(own) > 1)):
             digests = tuple(sorted(artifact.digest for artifact in own))
             if twice := sorted({taken[digest] for digest in digests if digest in taken}):
                 raise BadInput(
@@ -162,7 +167,7 @@ def mixes_of(source: PreferenceSource, shards: Mapping[str, Artifact], seed: int
                     field="preferences",
                 )
             taken |= dict.fromkeys(digests, lead[:-1])
-            mixes.append(Mix(shards=digests, weight=weight, max_rows=part.max_rows, seed=seed))
+            mixes.append(Mix(shards=digests, weight=weight, max_rows=min(bounds, default=None), seed=seed))
     return tuple(mixes)
 
 

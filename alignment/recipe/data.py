@@ -244,6 +244,10 @@ class NamedSource(PreferencePart):
     weight: float | None = Field(default=None, gt=0)
     """Share of the source's rows, relative to the other weights: as many rows are kept as these shares allow, which
     ones is drawn as for `max_rows`. Sources without a weight keep all their rows."""
+    keep_rows: int | None = Field(default=None, ge=0)
+    """Most rows of the source that are kept, drawn as for `weight` from the rows that are not left out for another
+    reason; null keeps all. `align sources` writes it in place of `weight`, so that a policy without one source has the
+    same rows of the others."""
 
 
 class PreferenceSource(PreferencePart):

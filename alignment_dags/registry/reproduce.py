@@ -13,7 +13,7 @@ from alignment.recipe.evaluation import section_of
 from alignment.store import Commit, Store
 from alignment_dags.nights.worth import price_of
 from alignment_dags.recipes import derived
-from alignment_dags.registry.sources import ALONE, Run, Say, policy_made, price_told, run_alone, run_each
+from alignment_dags.registry.sources import ALONE, Run, Say, made, price_told, run_alone, run_each
 from alignment_dags.run.workspace import Workspace
 from assets.certificate import (
     Certificate,
@@ -57,7 +57,7 @@ def reproduce(
     figures = figures_of(recipe, path, published, model)
     numbers = [recipe.seed + step for step in range(seeds)]
     every = [derived(path, [*ALONE, *with_seed(recipe, number)], f"{recipe.name}_seed_{number}") for number in numbers]
-    policies = [policy_made(one) for one in every]
+    policies = [made(one) for one in every]
     to_train = policies.count(None)
     first = "sft_checkpoint" if recipe.sft and recipe.sft.dataset else "preference_manifest"
     seconds, price = (

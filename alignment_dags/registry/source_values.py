@@ -1,7 +1,8 @@
 """What each source of preference data did, by policies that were trained without it: the values, and which count.
 
 A source's value is the whole policy's result minus that of a policy which never saw the source, paired item by item. It
-says something of the source only where the two were made alike but for the source's shards.
+says something of the source only where the two were made alike but for the source's shards, with the same rows of the
+others.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from alignment.data.manifest import read_manifest
+from alignment.data.manifest import SPLIT_FILE, read_manifest
+from alignment.data.mixing import Mix
 from alignment.stages.execute import REQUEST_FILE, load_stage
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.store import Artifact, Commit, MissingArtifact, Store
@@ -104,15 +108,34 @@ def differ_by(store: Store, source: str, whole: Side, without: Side) -> bool:
 
 
 def _request(store: Store, artifact: Artifact, left_out: str = "") -> tuple[Commit, Any]:
-    """An artifact's commit and the identity of its request, in which artifacts and files stand for their content. A
-    manifest's says nothing of the rows that it keeps of the source `left_out`."""
+    """An artifact's commit and the identity of its request, in which artifacts and files stand for their content. With
+    a source that is `left_out`, a manifest's asks for the rows of the other sources that it has."""
     commit = store.commit_of(artifact)
     request = load_stage(commit.stage).request.model_validate_json(store.read(artifact, REQUEST_FILE))
-    if isinstance(request, ManifestRequest):
-        shards = {one.digest for name, one in request.shards.items() if name.startswith(f"{left_out}-")}
-        mixes = tuple(mix for mix in request.mix if not shards & set(mix.shards))
-        request = request.model_copy(update={"mix": mixes})
+    if left_out and isinstance(request, ManifestRequest):
+        request = request.model_copy(update={"mix": _as_kept(store, artifact, request, left_out)})
     return commit, request.identity()
+
+
+def _as_kept(store: Store, manifest: Artifact, request: ManifestRequest, left_out: str) -> tuple[Mix, ...]:
+    gone = {shard.digest for name, shard in request.shards.items() if name.startswith(f"{left_out}-")}
+    mixes = [mix for mix in request.mix if not gone & set(mix.shards)]
+    if all(mix.weight is None for mix in mixes):
+        return tuple(mixes)
+    rows = kept_rows(store, manifest)
+    counts = {shard.digest: rows.get(name, 0) for name, shard in request.shards.items()}
+    return tuple(
+        mix
+        if mix.weight is None
+        else mix.model_copy(update={"weight": None, "max_rows": sum(map(counts.__getitem__, mix.shards))})
+        for mix in mixes
+    )
+
+
+def kept_rows(store: Store, manifest: Artifact) -> dict[str, int]:
+    """Shard to the number of its rows that a manifest keeps, in training and held out."""
+    kept = pq.read_table(store.fetch(manifest) / SPLIT_FILE, columns=["shard"], filters=pc.field("split") != "dropped")
+    return {one["values"]: one["counts"] for one in kept["shard"].value_counts().to_pylist()}
 
 
 def corrected(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -19,9 +19,9 @@ from alignment.store import Commit
 from alignment_dags import api
 from alignment_dags.nights.worth import price_of
 from alignment_dags.recipes import Derived, derived
-from alignment_dags.registry.source_values import values
+from alignment_dags.registry.source_values import kept_rows, values
 from alignment_dags.run.plan import plan
-from alignment_dags.run.workspace import Workspace
+from alignment_dags.run.workspace import MANIFEST, Workspace
 from resources.home import ensure_home
 from resources.pools import load_pools
 from resources.store import ArtifactStore
@@ -64,16 +64,16 @@ def sources_of(
     wanted = [name for name in names if not chosen or name in chosen]
     changes = [*ALONE, *_adapter(recipe, full)]
     whole = derived(path, changes, f"{recipe.name}_whole")
-    without = {
-        name: derived(path, [*changes, _left_out(path, name)], f"{recipe.name}_without_{name}") for name in wanted
-    }
-    every = [whole, *without.values()]
-    to_train = sum(policy_made(one) is None for one in every)
+    weighs = any(source.weight is not None for source in recipe.preferences.sources)
+    kept = _kept(whole, names) if weighs else {}
+    without = {name: _without(path, recipe, name, changes, kept or {}) for name in wanted}
+    lacking = len(without) if kept is None else sum(made(one) is None for one in without.values())
+    to_train = lacking + (made(whole) is None)
     seconds, price = (None if part is None else part * to_train for part in price_of(Workspace(recipe, load_pools())))
     result: dict[str, Any] = {
         "recipe": recipe.name,
         "whole": whole.recipe.name,
-        "policies": len(every),
+        "policies": 1 + len(without),
         "to_train": to_train,
         "seconds": seconds,
         "price": price,
@@ -83,7 +83,11 @@ def sources_of(
     say(price_told(result))
     if dry_run:
         return result
-    run_each(every, say, run)
+    run_each([whole], say, run)
+    if weighs:  # how many rows the whole keeps of each source is known now
+        kept = _kept(whole, names)
+        without = {name: _without(path, recipe, name, changes, kept or {}) for name in wanted}
+    run_each(list(without.values()), say, run)
     names_of = {name: one.recipe.name for name, one in without.items()}
     measured, out_of_date = values(ArtifactStore().open(), whole.recipe.name, names_of)
     return result | {"sources": measured, "out_of_date": out_of_date}
@@ -104,20 +108,37 @@ def _adapter(recipe: Recipe, full: bool) -> list[str]:
     return [f"{section}.lora={{}}", f"{section}.learning_rate={recipe.dpo.learning_rate * LORA_RATE:.6g}"]
 
 
-def _left_out(path: Path, name: str) -> str:
-    """The change by which a recipe lacks a source, which may be written as a list or in a section."""
-    written = read_recipe(path)["preferences"]
+def _without(path: Path, recipe: Recipe, name: str, changes: Sequence[str], kept: Mapping[str, int]) -> Derived:
+    """The recipe that lacks a source, and has `kept` rows of each other one that is named there in place of its weight:
+    else a small source that is gone would leave more rows of the others."""
+    written = read_recipe(path)["preferences"]  # as a list, or in a section
     listed = written if isinstance(written, list) else written["sources"]
-    left = [source for source in listed if source["name"] != name]
-    return f"preferences={json.dumps(left if isinstance(written, list) else written | {'sources': left})}"
+    left = [
+        {key: value for key, value in source.items() if key != "weight"} | {"keep_rows": kept[source["name"]]}
+        if source["name"] in kept and source.get("weight") is not None
+        else source
+        for source in listed
+        if source["name"] != name
+    ]
+    data = left if isinstance(written, list) else written | {"sources": left}
+    return derived(path, [*changes, f"preferences={json.dumps(data)}"], f"{recipe.name}_without_{name}")
 
 
-def policy_made(one: Derived) -> Commit | None:
-    """The policy of a derived recipe as it would be trained now, whether or not the recipe is written; None if it is
-    not made yet."""
+def _kept(whole: Derived, sources: Sequence[str]) -> dict[str, int] | None:
+    """Rows of each source that the policy of all sources has; None where its manifest is not made."""
+    manifest = made(whole, MANIFEST)
+    if manifest is None:
+        return None
+    rows = kept_rows(ArtifactStore().open(), manifest.artifact)
+    return {name: sum(count for shard, count in rows.items() if shard.startswith(f"{name}-")) for name in sources}
+
+
+def made(one: Derived, node: str = POLICY) -> Commit | None:
+    """What a node of a derived recipe, by default its policy, would be now, whether or not the recipe is written; None
+    if it is not made yet."""
     workspace = Workspace(one.recipe, load_pools())
     planned = plan(workspace, withdrawn=one.withdrawn(workspace.store))
-    return next((step.commit for step in planned if step.node.name == POLICY), None)
+    return next((step.commit for step in planned if step.node.name == node), None)
 
 
 def price_told(result: Mapping[str, Any]) -> str:

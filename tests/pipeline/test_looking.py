@@ -17,7 +17,7 @@ from alignment.data.withdrawal import Tombstone, bury, lift, now, read_withdrawn
 from alignment.recipe import Recipe, load_recipe
 from alignment_dags.cli import main
 from alignment_dags.recipes import derived
-from alignment_dags.registry.sources import policy_made
+from alignment_dags.registry.sources import made
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 
@@ -110,18 +110,16 @@ def test_a_dry_run_counts_what_the_run_will_train_where_rows_were_withdrawn(
     store = ArtifactStore().open()
     row = json.loads(align("prefs", "find", "small", "Name 3", "--json")[1])["rows"][0]["row_id"]
     same = derived(file, ["gate=none"], "small_again")
-    assert policy_made(same) == store.commit_of(upstream("policy_checkpoint")), (
-        "the recipe's own policy, under another name"
-    )
+    assert made(same) == store.commit_of(upstream("policy_checkpoint")), "the recipe's own policy, under another name"
     bury(store, "small", "rows", [Tombstone(id=row, at=now())])
-    assert policy_made(same) is None and not read_withdrawn(store, "small_again").rows
+    assert made(same) is None and not read_withdrawn(store, "small_again").rows
     assert upstream.store.read_ref("small_again", "policy_checkpoint") is None
     same.write()
-    assert read_withdrawn(store, "small_again").rows == {row} and policy_made(same) is None
+    assert read_withdrawn(store, "small_again").rows == {row} and made(same) is None
     lift(store, "small", "rows", [row])
-    assert policy_made(same) is not None and read_withdrawn(store, "small_again").rows == {row}
+    assert made(same) is not None and read_withdrawn(store, "small_again").rows == {row}
     same.write()
-    assert not read_withdrawn(store, "small_again").rows and policy_made(same) is not None
+    assert not read_withdrawn(store, "small_again").rows and made(same) is not None
 
 
 def test_an_adopted_model_is_named_as_what_it_is(

@@ -182,6 +182,36 @@ def test_a_source_counts_only_where_nothing_but_its_shards_tells_both_policies_f
         assert sorted(measure(path)) == page(path)[1] == ["ask", "web"]
 
 
+def test_a_policy_without_a_weighted_source_has_the_same_rows_of_the_others(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Else the value of a small source would mostly be that of many more rows of a large one."""
+    listed = [
+        lines_of("small", "Yes.", "No.", range(12), tmp_path) | {"weight": 1},
+        lines_of("large", "Yes.", "No.", range(60), tmp_path) | {"weight": 1},
+        lines_of("other", "Yes.", "No.", range(10), tmp_path),
+    ]
+    path = write(preferences=listed, held_out_fraction=0.3, evals={}, tokens={"max_length": 64})
+    assert sources_of(path, ["small"], False, True, print, run)["to_train"] == 2
+    found = sources_of(path, ["small"], False, False, print, run)
+    assert [one["source"] for one in found["sources"]] == ["small"] and found["out_of_date"] == []
+    assert sources_of(path, ["small"], False, True, print, run)["to_train"] == 0, "everything is there"
+    store = ArtifactStore().open()
+
+    def kept(recipe: str) -> dict[str, set[str]]:
+        ref = store.read_ref(recipe, "preference_manifest")
+        assert ref is not None
+        rows = pq.read_table(store.fetch(ref.artifact) / "split.parquet").to_pylist()
+        return {
+            name: {row["row_id"] for row in rows if row["split"] != "dropped" and row["shard"].startswith(name)}
+            for name in ("small", "large", "other")
+        }
+
+    whole = kept("small_whole")
+    assert {name: len(rows) for name, rows in whole.items()} == {"small": 12, "large": 12, "other": 10}
+    assert kept("small_without_small") == whole | {"small": set()}
+
+
 def test_a_recipe_that_is_run_again_with_other_seeds_gets_a_certificate_that_is_kept_with_the_version(
     write: Callable[..., Path],
     finished: Callable[[Recipe], Upstream],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from alignment_dags.registry.source_values import effect, values
 from alignment_dags.retention.evidence import evidence_of
 from assets.building.upstream import Upstream
 from assets.certificate import Certificate, Certified, Published, certificate_of
-from assets.registration import RegistrationSummary
+from assets.registration import RegistrationSummary, registrations
 from eval.gate.metrics import unit_of
 from eval.report.facts import day
 from eval.report.history import Version, history_page
@@ -39,7 +40,8 @@ def write_report(recipe_file: Path, out: Path | None, history: bool) -> dict[str
         versions = versions_of(recipe, store)
         text = history_page(recipe.name, recipe.model_name, versions, worth_of(recipe, store, versions))
         out = out or Path("history.html")
-        about: dict[str, Any] = {"recipe": recipe.name, "versions": [version.version for version in versions]}
+        distinct = list(dict.fromkeys(version.version for version in versions))
+        about: dict[str, Any] = {"recipe": recipe.name, "versions": distinct}
     else:
         report = Upstream(store, recipe.name).get(REPORT)
         if report is None:
@@ -57,20 +59,20 @@ def write_report(recipe_file: Path, out: Path | None, history: bool) -> dict[str
 def versions_of(recipe: Recipe, store: Store) -> list[Version]:
     """The recipe's registrations, oldest first: the chain up to the current one, without those that
     registered nothing."""
+    chain = registrations(store, Upstream(store, recipe.name).get("registered_model"))[::-1]
     versions: list[Version] = []
-    registration = Upstream(store, recipe.name).get("registered_model")
-    while registration is not None:
-        commit = store.commit_of(registration)
+    for commit in chain:
         if RegistrationSummary.of(commit).registered:
-            versions.append(_version(store, commit))
-        registration = commit.inputs.get("previous")
-    return versions[::-1]
+            versions.append(_version(store, commit, {one.version for one in versions}))
+    return versions
 
 
-def _version(store: Store, registration: Commit) -> Version:
+def _version(store: Store, registration: Commit, earlier: Collection[str]) -> Version:
     report = store.commit_of(registration.inputs["report"])
     policy = registration.inputs["policy"]
-    _, version = RegistrationSummary.of(registration).model_version
+    summary = RegistrationSummary.of(registration)
+    _, version = summary.model_version
+    returned = summary.decision is not None and summary.decision.kind == "rollback"
     return Version(
         version=version,
         registered=registration.started_at,
@@ -78,6 +80,7 @@ def _version(store: Store, registration: Commit) -> Version:
         sft=report.inputs["sft"].digest,
         rows=_rows(store, policy),
         suites=ReportSummary.of(report).comparisons,
+        before="" if version not in earlier else "return" if returned else "again",
     )
 
 
@@ -101,7 +104,8 @@ def worth_of(recipe: Recipe, store: Store, versions: list[Version]) -> Worth:
     nights = [night for night in islice(NightBook(store, recipe.name).latest(), NIGHTS) if not night.is_open]
     certificates = (certificate_of(store, version.policy) for version in reversed(versions))
     certificate = next((one for one in certificates if one is not None), None)
-    evidence = [(version.version, evidence_of(store, version.policy)) for version in reversed(versions)]
+    policies = {version.version: version.policy for version in reversed(versions)}  # each version once
+    evidence = [(version, evidence_of(store, policy)) for version, policy in policies.items()]
     sources, out_of_date = _sources(recipe, store)
     return Worth(
         new_rows=new_rows_course(store, recipe.name),

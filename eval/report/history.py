@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from eval.gate.compare import MetricComparison, margin_of
 from eval.gate.metrics import headline, title_of, unit_of
@@ -17,7 +18,11 @@ USED_HEIGHT = 94.0
 
 @dataclass(frozen=True)
 class Version:
-    """One registered version, from its commit records: when, which policy, and its comparison with its SFT."""
+    """One registration of a version, from its commit records: when, which policy, and its comparison with its SFT.
+
+    `before` says what a registration of a version is that was registered before: a person's return to it, or the same
+    policy under another report.
+    """
 
     version: str
     registered: str
@@ -25,13 +30,20 @@ class Version:
     sft: str
     rows: int | None
     suites: dict[str, dict[str, MetricComparison]]
+    before: Literal["", "return", "again"] = ""
+
+    @property
+    def name(self) -> str:
+        """The registration as a person reads it."""
+        lead, tail = {"": ("", ""), "return": ("return to ", ""), "again": ("", " again")}[self.before]
+        return f"{lead}version {self.version}{tail}"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A version's value of a metric; places are in per cent from left and top, None if it was not measured."""
+    """A registration's value of a metric; places are in per cent from left and top, None if it was not measured."""
 
-    version: str
+    name: str
     at: float
     policy: float | None
     sft: float | None
@@ -58,12 +70,13 @@ class Course:
 
 
 def history_page(recipe: str, model: str, versions: Sequence[Version], worth: Worth | None = None) -> str:
-    """The HTML text; versions oldest first. `worth` is what is known of the trainings beside their reports."""
+    """The HTML text; registrations oldest first. `worth` is what is known of the trainings beside their reports."""
     return render(
         "history.html.jinja",
         recipe=recipe,
         model=model,
         versions=versions,
+        distinct=len({version.version for version in versions}),
         courses=courses(versions),
         day=day,
         worth=worth or Worth(),
@@ -93,7 +106,7 @@ def _course(suite: str, versions: Sequence[Version]) -> Course:
 
     points = [
         Point(
-            version=version.version,
+            name=version.name,
             at=across(index),
             policy=None if comparison is None else down(comparison.candidate),
             sft=None if comparison is None else down(comparison.baseline),

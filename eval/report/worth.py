@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from alignment.store import Commit, Store
 from alignment.store.store import readable_commits
@@ -145,5 +145,5 @@ def _ends(low: float | None, high: float | None, sign: str = "") -> str:
 
 
 def moment(at: str) -> str:
-    """An ISO time as people write it, to the minute."""
-    return f"{datetime.fromisoformat(at):%-d %B %Y, %H:%M}"
+    """An ISO time with its zone as people write it, to the minute, in UTC."""
+    return f"{datetime.fromisoformat(at).astimezone(UTC):%-d %B %Y, %H:%M} UTC"

@@ -21,6 +21,7 @@ from alignment_dags.registry.cards import write_card
 from alignment_dags.registry.export import export, show_exported
 from alignment_dags.registry.lineage import lineage_of
 from alignment_dags.registry.promote import Promotion, decide, promote
+from alignment_dags.registry.reports import write_report
 from alignment_dags.retention.collect import carry_out, collect, plan_of, show_collected
 from alignment_dags.retention.withdraw import restore, withdraw
 from alignment_dags.run.workspace import Workspace
@@ -158,7 +159,11 @@ def test_no_override_goes_by_the_evaluation_of_an_earlier_policy(
 
 @pytest.mark.usefixtures("here")
 def test_a_return_holds_until_there_is_another_policy(
-    write: Write, finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream], align_process: Align
+    write: Write,
+    finished: Callable[..., Upstream],
+    bring_up_to_date: Callable[..., Upstream],
+    align_process: Align,
+    tmp_path: Path,
 ) -> None:
     first = finished(load_recipe(write(0.1)))("policy_checkpoint")
     path = write(0.9)
@@ -172,6 +177,12 @@ def test_a_return_holds_until_there_is_another_policy(
     assert lineage["version"] == "1"
     assert lineage["registration"]["decision"]["reason"] == "it answers in riddles"
     assert lineage == lineage_of("small", "mlflow")
+    page = tmp_path / "history.html"
+    assert write_report(path, page, history=True)["versions"] == ["1", "2"]
+    text = page.read_text(encoding="utf-8")
+    assert "small: 2 registered versions" in text and "The champion is version 1, returned to on " in text
+    rows = re.findall(r'<th scope="row" role="rowheader">([^<]*version[^<]*)<', text[text.index('id="versions"') :])
+    assert rows == ["return to version 1", "version 2", "version 1"]
 
     launched: list[Any] = bring_up_to_date.launched  # type: ignore[attr-defined]
     launched.clear()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from alignment.stages import Request, Result, Stage, execute
 from alignment.store import Store
 from eval.gate.compare import MetricComparison, compare_samples
 from eval.report.history import Version, axis, courses, history_page
-from eval.report.worth import CertifiedLine, NightLine, SourceLine, Worth, new_rows_course
+from eval.report.worth import CertifiedLine, NightLine, SourceLine, Worth, moment, new_rows_course
 from eval.suites.samples import Sample
 from eval.summaries import NewRowsSummary
 
@@ -57,6 +58,20 @@ def test_the_page_has_the_champion_first_and_every_version_with_its_rows() -> No
     assert "The champion is version 2, registered 2 November 2026." in text
     assert text.index(">version 2<") < text.index(">version 1<") and "1,001" in text and "222222222222" in text
     assert "http" not in text.replace("http-equiv", "")
+
+
+def test_a_return_is_a_row_of_its_own_and_no_further_version() -> None:
+    first, second = version(1, gsm8k=measured(30)), version(2, gsm8k=measured(40))
+    back = replace(version(3, gsm8k=measured(30)), version="1", before="return")
+    text = history_page("night", "night", [first, second, back])
+    assert "night: 2 registered versions" in text and ">3 registered" not in text
+    assert "The champion is version 1, returned to on 3 November 2026." in text
+    assert text.count(">return to version 1<") == 2 and text.count(">version 1<") == 2, "in the course and in the table"
+    assert replace(back, before="again").name == "version 1 again"
+
+
+def test_a_moment_says_that_it_is_in_utc() -> None:
+    assert moment("2026-11-02T03:00:00+00:00") == moment("2026-11-02T04:00:00+01:00") == "2 November 2026, 03:00 UTC"
 
 
 def test_before_the_first_registration_the_page_says_so() -> None:

@@ -7,10 +7,11 @@ number of items stands in the last report, and how much paired differences vary 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
+from alignment.data.hub import HubUnreachable
 from alignment.errors import BadInput, counted, first_few
 from alignment.guards import Guard
 from alignment.recipe import Gate, Recipe
@@ -28,6 +29,7 @@ from alignment_dags.planner.forecast import History, seconds_of
 from alignment_dags.run.plan import plan
 from alignment_dags.run.upgrade import ACCEPT
 from alignment_dags.run.workspace import MANIFEST, Workspace
+from assets.building.node import Node, NotNeeded
 from assets.building.upstream import Upstream
 from eval.gate.bounded import NEW_ROWS, compare_new_rows
 from eval.gate.compare import MetricComparison
@@ -274,22 +276,44 @@ def _provable(metric: str, margin: float, reports: Sequence[ReportSummary]) -> P
     )
 
 
-def price_of(workspace: Workspace, since: str = MANIFEST) -> tuple[float | None, float | None]:
-    """Seconds of slots and USD of what follows from another artifact of the node `since`, as the last ones took; None
-    where nothing is known, and for a price where no pool names one."""
-    history = History(workspace.store, workspace.recipe.name)
-    follows, seconds, price = {since}, 0.0, 0.0
+def price_of(workspace: Workspace, since: Collection[str] = (MANIFEST,)) -> tuple[float | None, float | None]:
+    """Seconds of slots and USD of other artifacts of the nodes `since` and of what follows from them, every shard of
+    it, as the last ones took; None where a part is not known, and for a price where no pool names one."""
+    history, upstream = History(workspace.store, workspace.recipe.name), workspace.upstream()
+    follows = set(since)
+    seconds: list[float | None] = []
+    price: list[float | None] = []
     for node in workspace.nodes:
-        if node.name != since and not follows & set(node.needs):
+        if node.name not in since and not follows & set(node.needs):
             continue
         follows.add(node.name)
         # the champion is measured again only when the settings of a suite change
         if node.name.startswith("champion_") or node.adopts or node in workspace.measuring:
             continue
-        took = seconds_of(history.latest_first(node), 1).value or 0.0
-        seconds += took
-        price += took / 3600 * (workspace.pools[node.pool].price_per_hour if node.pool else 0.0)
-    return (round(seconds, 1) or None), (round(price, 4) or None)
+        made = history.latest_first(node)
+        if not made and _has_nothing_to_make(node, upstream):
+            continue
+        took = seconds_of(made, len(upstream.shards(workspace.recipe)) if node.partitioned else 1).value
+        rate = workspace.pools[node.pool].price_per_hour if node.pool else 0.0
+        seconds.append(took)
+        price.append(0.0 if not rate else None if took is None else took / 3600 * rate)
+    return _sum(seconds, 1), _sum(price, 4)
+
+
+def _has_nothing_to_make(node: Node, upstream: Upstream) -> bool:
+    """Whether a node waits for what is not there yet, such as a champion; False where that is not known."""
+    try:
+        node.request(upstream, None)
+    except NotNeeded:
+        return not node.partitioned
+    except (LookupError, ValueError, HubUnreachable):  # what it needs is not made, is gone, or cannot be read now
+        return False
+    return False
+
+
+def _sum(parts: Sequence[float | None], digits: int) -> float | None:
+    known = [part for part in parts if part is not None]
+    return round(sum(known), digits) or None if len(known) == len(parts) else None
 
 
 # `align worth`: the same for a person, at any hour.

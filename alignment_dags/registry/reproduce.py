@@ -13,7 +13,7 @@ from alignment.recipe.evaluation import section_of
 from alignment.store import Commit, Store
 from alignment_dags.nights.worth import price_of
 from alignment_dags.recipes import derived
-from alignment_dags.registry.sources import ALONE, Run, Say, made, price_told, run_alone, run_each
+from alignment_dags.registry.sources import ALONE, Run, Say, first_missing, made, price_told, run_alone, run_each
 from alignment_dags.run.workspace import Workspace
 from assets.certificate import (
     Certificate,
@@ -59,9 +59,11 @@ def reproduce(
     every = [derived(path, [*ALONE, *with_seed(recipe, number)], f"{recipe.name}_seed_{number}") for number in numbers]
     policies = [made(one) for one in every]
     to_train = policies.count(None)
-    first = "sft_checkpoint" if recipe.sft and recipe.sft.dataset else "preference_manifest"
+    lacking = [one for one, policy in zip(every, policies, strict=True) if policy is None]
+    # what a seed makes differs from recipe to recipe: of an embedded one the base model as well
+    since = first_missing(lacking[-1]) if lacking else ()
     seconds, price = (
-        None if part is None else part * to_train for part in price_of(Workspace(recipe, load_pools()), first)
+        None if part is None else part * to_train for part in price_of(Workspace(recipe, load_pools()), since)
     )
     result: dict[str, Any] = {
         "recipe": recipe.name,

@@ -20,7 +20,7 @@ from alignment_dags import api
 from alignment_dags.nights.worth import price_of
 from alignment_dags.recipes import Derived, derived
 from alignment_dags.registry.source_values import kept_rows, values
-from alignment_dags.run.plan import plan
+from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.workspace import MANIFEST, Workspace
 from resources.home import ensure_home
 from resources.pools import load_pools
@@ -136,9 +136,17 @@ def _kept(whole: Derived, sources: Sequence[str]) -> dict[str, int] | None:
 def made(one: Derived, node: str = POLICY) -> Commit | None:
     """What a node of a derived recipe, by default its policy, would be now, whether or not the recipe is written; None
     if it is not made yet."""
+    return next((step.commit for step in _planned(one) if step.node.name == node), None)
+
+
+def first_missing(one: Derived) -> set[str]:
+    """The nodes of a derived recipe that are to be made, for all of which everything above is there."""
+    return {step.node.name for step in _planned(one) if step.state == "missing"}
+
+
+def _planned(one: Derived) -> list[Planned]:
     workspace = Workspace(one.recipe, load_pools())
-    planned = plan(workspace, withdrawn=one.withdrawn(workspace.store))
-    return next((step.commit for step in planned if step.node.name == node), None)
+    return plan(workspace, withdrawn=one.withdrawn(workspace.store))
 
 
 def price_told(result: Mapping[str, Any]) -> str:

@@ -80,9 +80,38 @@ def test_each_training_is_counted_once(store: Store, more: dict[str, Any]) -> No
     last = 6.0 if "merge" in more else 0.0
     trainings = 1 if "merge" in more else 2
     assert sorted(seconds.values()) == [last, *[100.0] * trainings] and seconds["policy_checkpoint"] == last
+    assert price_of(Workspace(of, load_pools(), lambda: store)) == (None, None), (
+        "the other stages took nobody knows what"
+    )
+    took_nothing(of, store)
     assert price_of(Workspace(of, load_pools(), lambda: store))[0] == 100.0 * trainings + (
         last if "merge" in more else 0
     )
+
+
+def took_nothing(of: Recipe, store: Store) -> None:
+    """Gives every stage of a recipe that has not run yet an artifact that took no time."""
+    for name, node in nodes(of).items():
+        if not History(store, of.name).latest_first(node):
+            commit = made(store, node.stage.kind, f"of {name.replace('/', ' ')}")
+            if node.stage.kind == "scores":
+                store.write_ref(Ref(artifact=commit.artifact), of.name, "policy_evals", name.partition("/")[2])
+
+
+def test_what_follows_from_another_start_counts_each_shard_and_is_unknown_where_a_part_is(store: Store) -> None:
+    """As `align reproduce` asks, whose seed makes the base model of an embedded recipe, its data and every shard."""
+    of = recipe(ifeval=EMBEDDED)
+    workspace = Workspace(of, load_pools(), lambda: store)
+    times = {"base_model": 1.0, "sft_checkpoint": 7.0, "preference_shard": 10.0, "reference_logprobs": 100.0}
+    for kind, seconds in (times | {"policy_checkpoint": 2000.0}).items():
+        made(store, kind, kind, seconds=seconds)
+    assert price_of(workspace) == (None, None)
+    took_nothing(of, store)
+    shards = len(workspace.upstream().shards(of))
+    assert shards == 3 and price_of(workspace)[0] == 2000.0
+    assert price_of(workspace, ["sft_checkpoint"])[0] == 7.0 + shards * 100.0 + 2000.0
+    every = 1.0 + 7.0 + shards * (10.0 + 100.0) + 2000.0
+    assert price_of(workspace, ["base_model", "sft_dataset", "preference_shard"])[0] == every
 
 
 def test_log_probs_under_a_link_s_policy_are_planned_in_four_bits_too(store: Store) -> None:

@@ -132,8 +132,7 @@ def reproduce(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe with several seeds and certify its spread. Exit 1 if a published figure lies outside of it, or is
-    of a metric that some run was not evaluated on."""
+    """Certify a recipe's spread over seeds. Exit 1 if a published figure lies outside of it, or was not evaluated."""
     from alignment_dags.registry.reproduce import reproduce
 
     result = tell(lambda: reproduce(recipe, seeds, published, model, dry_run, say), as_json, show_certificate)

@@ -262,12 +262,18 @@ def _evaluated(store: Store, recipe: str) -> set[str]:
 
 
 def _sources(store: Store, recipe: Recipe, policy: Commit, rows: Collection[str]) -> dict[str, str]:
-    """Which of a recipe's sources each of the rows is of, by the manifests of a policy; a manifest may be gone."""
+    """Which of a recipe's sources each of the rows is of, by the manifests of a policy; a manifest may be gone. A
+    source that has another name since is told by its shards."""
     names = [source.name for source in recipe.preferences.sources]
+    now = {ref.artifact.digest: shard for shard, ref in store.read_refs(recipe.name, SHARD).items()} if names else {}
     found: dict[str, str] = {}
     for trained in trainings_of(store.commit_of, policy):
-        with suppress(MissingArtifact), store.open(trained.inputs["manifest"], SPLIT_FILE) as split:
-            found |= sources_of(split, rows, names)
+        manifest = trained.inputs["manifest"]
+        with suppress(MissingArtifact), store.open(manifest, SPLIT_FILE) as split:
+            pinned = store.commit_of(manifest).inputs.items()
+            shards = {name.removeprefix("shards."): one.digest for name, one in pinned if name.startswith("shards.")}
+            called = {name: now[digest] for name, digest in shards.items() if digest in now}
+            found |= sources_of(split, rows, names, called)
     return found
 
 

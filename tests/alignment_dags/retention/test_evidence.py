@@ -200,10 +200,14 @@ def test_the_source_of_a_row_is_read_from_the_manifests_of_a_policy_and_of_those
         table = pa.table({"row_id": list(shards), "shard": list(shards.values()), "split": ["train"] * len(shards)})
         pq.write_table(table, attempt.path / "split.parquet")
         environment, at = {"recipe": "r"}, "2026-01-01T00:00:00+00:00"
+        pinned = {f"shards.{name}": shard(name) for name in shards.values()}
         return store.commit(
-            attempt, digest=key, stage="preference_manifest", code_version=1, inputs={}, summary={},
+            attempt, digest=key, stage="preference_manifest", code_version=1, inputs=pinned, summary={},
             environment=environment, started_at=at, seconds=1.0,
         ).artifact  # fmt: skip
+
+    def shard(name: str) -> Artifact:
+        return Artifact(kind="preference_shard", key=name, attempt="a", digest=f"rows of {name}")
 
     def recipe(*names: str) -> Recipe:
         sources = [{"name": name, "files": [f"{name}.jsonl"]} for name in names] or {"files": ["ask.jsonl"]}
@@ -226,6 +230,9 @@ def test_the_source_of_a_row_is_read_from_the_manifests_of_a_policy_and_of_those
         "d": "",
     }
     assert _sources(store, recipe(), policy, {"a"}) == {"a": ""}, "there is one source"
+    store.write_ref(Ref(artifact=shard("web-day-1")), "r", "preference_shard", "crawl-day-1")
+    found = _sources(store, recipe("ask", "crawl"), policy, {"a", "b"})
+    assert found == {"a": "ask", "b": "crawl"}, "the source has another name now"
 
 
 def test_the_policy_before_is_the_latest_that_was_over_when_the_current_one_began(

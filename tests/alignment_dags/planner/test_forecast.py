@@ -81,7 +81,7 @@ def test_each_training_is_counted_once(store: Store, more: dict[str, Any]) -> No
     trainings = 1 if "merge" in more else 2
     assert sorted(seconds.values()) == [last, *[100.0] * trainings] and seconds["policy_checkpoint"] == last
     assert price_of(Workspace(of, load_pools(), lambda: store)) == (None, None), (
-        "the other stages took nobody knows what"
+        "what the other stages take is not known"
     )
     took_nothing(of, store)
     assert price_of(Workspace(of, load_pools(), lambda: store))[0] == 100.0 * trainings + (

@@ -154,7 +154,7 @@ TAG = "align/night"
 
 class Night(BaseModel):
     """`waiting` for its shards, `running`, or closed: `passed` (registered, or nothing to register), `gated`,
-    `failed`, `skipped` (nothing changed), `slept` (what is new waits for more: `schedule.worth`) or `missed` (a later
+    `failed`, `skipped` (nothing changed), `slept` (what is new waits: `schedule.worth`) or `missed` (a later
     night came before it began)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

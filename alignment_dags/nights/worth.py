@@ -159,7 +159,7 @@ def worth_of(workspace: Workspace) -> NightWorth | None:
     except MissingArtifact:  # erased: what was trained on is not known any more
         return None
     seconds, price = price_of(workspace)
-    measured = measured_now(workspace)
+    measured = measured_now(workspace) if new or gone else None
     return NightWorth(
         new_rows=new,
         gone_rows=gone,

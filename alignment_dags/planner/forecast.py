@@ -102,7 +102,7 @@ class History:
         made = [commit for commit in self._kind(node.stage.kind) if commit.stage == node.stage.name]
         if node.stage.kind != SCORES.kind:
             return made
-        suite = node.name.partition("/")[2]
+        suite = node.name.rpartition("/")[2]  # behind the group of a candidate, too
         return [commit for commit in made if suite in self._suites.get(commit.key, set())]
 
     def _kind(self, kind: str) -> list[Commit]:

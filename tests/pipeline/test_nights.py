@@ -192,6 +192,8 @@ def test_rows_that_wait_are_measured_each_night_and_a_drift_wakes_the_night_that
     assert (woken.outcome, woken.version) == ("passed", "2"), woken.reason
     assert "on 45: schedule.worth.wake_on_drift; the champion prefers the chosen side in" in woken.reason
     assert nights.night().outcome == "skipped"
+    settled: Any = worth_now(Workspace(nights.recipe, load_pools()), datetime.now(UTC))
+    assert settled["worth"]["new_rows"] == 0 and settled["worth"]["measured"] is None, "no row is new to the champion"
     course = new_rows_course(nights.store, "small")
     assert course is not None and [line.has_drifted for line in course.lines] == [True, True]
     page = (nights.store.fetch(Upstream(nights.store, "small")("evaluation_report")) / "report.html").read_text("utf-8")

@@ -95,7 +95,7 @@ def took_nothing(of: Recipe, store: Store) -> None:
         if not History(store, of.name).latest_first(node):
             commit = made(store, node.stage.kind, f"of {name.replace('/', ' ')}")
             if node.stage.kind == "scores":
-                store.write_ref(Ref(artifact=commit.artifact), of.name, "policy_evals", name.partition("/")[2])
+                store.write_ref(Ref(artifact=commit.artifact), of.name, "policy_evals", name.rpartition("/")[2])
 
 
 def test_what_follows_from_another_start_counts_each_shard_and_is_unknown_where_a_part_is(store: Store) -> None:

@@ -62,8 +62,9 @@ def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
     workspace = Workspace(recipe, load_pools())
     store = workspace.store
     decision = decide(workspace, promotion)
-    if promotion.to is not None and _is_champion(workspace, promotion.model, promotion.to):
-        return {"model": promotion.model, "version": promotion.to, "decision": None, "dagster_run": None}
+    version = promotion.to or _version_of_candidate(workspace)
+    if version is not None and _is_champion(workspace, promotion.model, version):
+        return {"model": promotion.model, "version": version, "decision": None, "dagster_run": None}
     write_decision(store, recipe.name, decision)
     try:
         run_id = _carry_out(workspace, decision, say)
@@ -82,6 +83,12 @@ def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
         "alias_moved": summary.alias_moved,
         "dagster_run": run_id,
     }
+
+
+def _version_of_candidate(workspace: Workspace) -> str | None:
+    """The champion's version where the recipe's policy is the champion, which no override makes more of one."""
+    champion = registered_champion(workspace.store, workspace.upstream().get(NODE))
+    return champion.version if champion.policy == workspace.upstream().get("policy_checkpoint") else None
 
 
 def _is_champion(workspace: Workspace, model: str, version: str) -> bool:

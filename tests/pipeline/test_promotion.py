@@ -114,6 +114,8 @@ def test_an_override_is_a_promotion_that_everybody_sees(
     assert "PROMOTED DESPITE THE GATE" in page
     assert "the demo is tomorrow" in page
 
+    again = promote(Promotion("small", override=True, reason="once more", recipe=path), print)
+    assert (again["version"], again["decision"]) == ("1", None), "it is champion already"
     launched: list[Any] = bring_up_to_date.launched  # type: ignore[attr-defined]
     launched.clear()
     bring_up_to_date(load_recipe(path))

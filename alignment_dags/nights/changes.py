@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ def settings_of(request: ManifestRequest) -> object:
 def changed_rows(
     store: Store, manifest: Artifact, request: ManifestRequest, withdrawn: frozenset[str] = frozenset()
 ) -> tuple[int, int]:
-    """Rows to train on that a manifest did not give, and those of it (to train on, or held out) that the request's
-    shards have no more, or that are `withdrawn`.
+    """Rows to train on that a manifest did not give, or gave with other numbers where training reads these, and those
+    of it (to train on, or held out) that the request's shards have no more, or that are `withdrawn`.
 
     Without a mix only shards that are not in both are read. With one it decides which rows of its sources are given, as
     the stage does, but for those that are dropped by name. Rows of a shard that is only late are not gone.
@@ -45,17 +46,20 @@ def changed_rows(
     added = [table["row_id"].filter(pc.invert(table[APART])) for table in unmixed] + _drawn(store, request)
     new = pa.chunked_array([chunk for column in added for chunk in column.chunks], pa.string()).unique()
     old = _gone_from(folder / SPLIT_FILE, pinned, current, withdrawn)
+    corrected = _corrected(store, pinned, request) if request.reads_numbers else 0
     if not len(new) and not len(old):
-        return 0, 0
+        return corrected, 0
     split = pq.read_table(folder / SPLIT_FILE, columns=["row_id", "reason"])
     given = split.filter(pc.fill_null(pc.not_equal(split["reason"], BEYOND), True))["row_id"]
     kept = [_row_ids(store, one) for one in request.shards.values()] if len(old) else []
     still = pa.chunked_array(kept, pa.string())
     still = still.filter(pc.invert(pc.is_in(still, value_set=pa.array(sorted(withdrawn), pa.string()))))
-    return _count_outside(new, given), _count_outside(old, still)
+    return _count_outside(new, given) + corrected, _count_outside(old, still)
 
 
 APART = "apart"
+NUMBERS = ("chosen_score", "rejected_score", "weight", "margin")
+"""The columns of a row's own numbers."""
 
 
 def _rows(store: Store, shard: Artifact, request: ManifestRequest) -> pa.Table:
@@ -87,6 +91,20 @@ def _drawn(store: Store, request: ManifestRequest) -> list[pa.ChunkedArray]:
 
 def _row_ids(store: Store, shard: Artifact) -> pa.Array:
     return read_columns(store.fetch(shard) / ROWS_FILE, "row_id")["row_id"].combine_chunks()
+
+
+def _corrected(store: Store, pinned: Manifest, request: ManifestRequest) -> int:
+    """Rows of replaced shards that have another score, weight or margin in the shards in their place."""
+    before = {shard.shard.digest: shard.shard for shard in pinned.shards}
+    now = {one.digest: one for one in request.shards.values()}
+
+    def numbers(shards: Iterable[Artifact]) -> dict[str, tuple[float | None, ...]]:
+        read = (read_columns(store.fetch(one) / ROWS_FILE, "row_id", *NUMBERS).to_pylist() for one in shards)
+        return {row["row_id"]: tuple(row[name] for name in NUMBERS) for rows in read for row in rows}
+
+    old = numbers(one for digest, one in before.items() if digest not in now)
+    new = numbers(one for digest, one in now.items() if digest not in before) if old else {}
+    return sum(row_id in old and old[row_id] != values for row_id, values in new.items())
 
 
 def _gone_from(split: Path, pinned: Manifest, current: set[str], withdrawn: frozenset[str]) -> pa.ChunkedArray:

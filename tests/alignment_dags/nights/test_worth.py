@@ -14,7 +14,7 @@ import pytest
 from alignment.data.files import pin_file
 from alignment.data.mixing import Mix
 from alignment.errors import BadInput
-from alignment.recipe import Recipe, parse_recipe
+from alignment.recipe import Reading, Recipe, parse_recipe
 from alignment.recipe.schedule import Schedule, Worth
 from alignment.stages import execute
 from alignment.stages.preference_manifest import STAGE as MANIFEST
@@ -229,6 +229,20 @@ def test_rows_are_counted_by_their_ids_whatever_shards_hold_them(store: Store, t
         0,
         1,
     )
+
+
+def test_a_row_with_another_weight_is_new_where_training_reads_weights(store: Store, tmp_path: Path) -> None:
+    def pinned(weights: list[float], reads: bool) -> ManifestRequest:
+        path = tmp_path / "rows.jsonl"
+        rows = ({"prompt": f"p{n}", "chosen": "c", "rejected": "r", "weight": one} for n, one in enumerate(weights))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        reading = Reading(weight_column="weight")
+        shard = execute(SHARD, ShardRequest(file=pin_file(str(path)), reading=reading), store).artifact
+        return ManifestRequest(shards={"rows": shard}, held_out_fraction=0.0, reads_numbers=reads)
+
+    for reads, corrected in ((True, 2), (False, 0)):
+        before = execute(MANIFEST, pinned([1.0, 1.0, 1.0, 1.0], reads), store).artifact
+        assert changed_rows(store, before, pinned([1.0, 0.5, 1.0, 2.0], reads)) == (corrected, 0)
 
 
 def test_of_a_mix_those_rows_count_that_it_gives(store: Store, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def _corrected(store: Store, pinned: Manifest, request: ManifestRequest) -> int:
 
     def numbers(shards: Iterable[Artifact]) -> dict[str, tuple[float | None, ...]]:
         read = (read_columns(store.fetch(one) / ROWS_FILE, "row_id", *NUMBERS).to_pylist() for one in shards)
-        return {row["row_id"]: tuple(row[name] for name in NUMBERS) for rows in read for row in rows}
+        return {row["row_id"]: tuple(map(row.get, NUMBERS)) for rows in read for row in rows}  # older shards lack some
 
     old = numbers(one for digest, one in before.items() if digest not in now)
     new = numbers(one for digest, one in now.items() if digest not in before) if old else {}

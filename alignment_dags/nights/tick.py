@@ -18,7 +18,7 @@ from alignment_dags.nights.night import Night, Outcome
 from alignment_dags.nights.records import SET_ASIDE, NightBook
 from alignment_dags.nights.runs import runs_seen
 from alignment_dags.nights.state import State, state_of
-from alignment_dags.nights.worth import reason_to_sleep, reason_to_wake, worth_of
+from alignment_dags.nights.worth import sleeps_or_wakes, worth_of
 from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.run.shards import claim
 from alignment_dags.run.upgrade import ACCEPT, Upgrades, told
@@ -76,14 +76,12 @@ def tick(
 
     def asleep() -> str | None:
         nonlocal night
-        rule = None if recipe.schedule is None else recipe.schedule.worth
-        if recipe.schedule is None or rule is None or night is None or (worth := worth_of(workspace)) is None:
+        schedule = recipe.schedule
+        if schedule is None or schedule.worth is None or night is None or (worth := worth_of(workspace)) is None:
             return None
-        following = recipe.schedule.next_night(now)
-        why = reason_to_sleep(worth, rule, following)
-        woke = reason_to_wake(worth, rule, following) if why is None else ""
-        night = night.model_copy(update={"worth": worth, "woke": woke})
-        return why
+        sleeps, wakes = sleeps_or_wakes(worth, schedule, now)
+        night = night.model_copy(update={"worth": worth, "woke": wakes or ""})
+        return sleeps
 
     try:
         step = decide_night(night, state_now, seen, now, idle_since, limits, cost, asleep)

@@ -15,7 +15,7 @@ from alignment.data.hub import HubUnreachable
 from alignment.errors import BadInput, counted, first_few
 from alignment.guards import Guard
 from alignment.recipe import Gate, Recipe
-from alignment.recipe.schedule import Worth
+from alignment.recipe.schedule import Schedule, Worth
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.stages.stage import PolicySummary, first_training
@@ -63,6 +63,15 @@ def reason_to_sleep(worth: NightWorth, rule: Worth, next_night: datetime) -> str
 def reason_to_wake(worth: NightWorth, rule: Worth, next_night: datetime) -> str:
     """Why a night that does not sleep trains, in one line."""
     return f"{changed(worth)}: {cannot_wait(worth, rule, next_night) or 'as much as schedule.worth asks for'}"
+
+
+def sleeps_or_wakes(worth: NightWorth, schedule: Schedule, at: datetime) -> tuple[str | None, str | None]:
+    """Why the night at a moment sleeps, or why it wakes; neither where the recipe does not ask."""
+    if schedule.worth is None:
+        return None, None
+    next_night = schedule.next_night(at)
+    sleeps = reason_to_sleep(worth, schedule.worth, next_night)
+    return sleeps, reason_to_wake(worth, schedule.worth, next_night) if sleeps is None else None
 
 
 def lacks(worth: NightWorth, rule: Worth) -> list[str]:
@@ -335,11 +344,7 @@ def worth_now(workspace: Workspace, now: datetime) -> dict[str, object]:
         what = why if behind else "no training of these settings is there to compare with"
         whoever = "no night does, as the recipe has no schedule" if schedule is None else "the next night does"
         raise BadInput(f"{what}: {whoever}", file=recipe.name)
-    rule, sleeps, wakes = None if schedule is None else schedule.worth, None, None
-    if schedule is not None and rule is not None:
-        following = schedule.next_night(schedule.next_night(now))
-        sleeps = reason_to_sleep(worth, rule, following)
-        wakes = reason_to_wake(worth, rule, following) if sleeps is None else None
+    sleeps, wakes = (None, None) if schedule is None else sleeps_or_wakes(worth, schedule, schedule.next_night(now))
     return {
         "recipe": recipe.name,
         "worth": worth.model_dump(mode="json"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -196,13 +196,25 @@ def test_the_margin_is_the_gates_own_and_of_an_improvement_the_champions() -> No
     assert provable_by(recipe(at_least=0.3), calm) == [] and provable_by(recipe(no_regression=0.1), []) == []
 
 
-def test_rows_are_counted_by_their_ids_whatever_shards_hold_them(store: Store, tmp_path: Path) -> None:
-    def shard(name: str, numbers: Iterable[int]) -> Artifact:
-        path = tmp_path / f"{name}.jsonl"
-        rows = ({"prompt": f"p{number}", "chosen": "c", "rejected": "r"} for number in numbers)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return execute(SHARD, ShardRequest(file=pin_file(str(path))), store).artifact
+@pytest.fixture
+def shard(store: Store, tmp_path: Path) -> Callable[[str, Iterable[int]], Artifact]:
+    """Makes a shard of the rows with these numbers."""
 
+    def made(name: str, numbers: Iterable[int]) -> Artifact:
+        rows = ({"prompt": f"p{number}", "chosen": "c", "rejected": "r"} for number in numbers)
+        return made_of(store, tmp_path / f"{name}.jsonl", rows)
+
+    return made
+
+
+def made_of(store: Store, path: Path, rows: Iterable[dict[str, Any]], reading: Reading | None = None) -> Artifact:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return execute(SHARD, ShardRequest(file=pin_file(str(path)), reading=reading or Reading()), store).artifact
+
+
+def test_rows_are_counted_by_their_ids_whatever_shards_hold_them(
+    store: Store, shard: Callable[[str, Iterable[int]], Artifact]
+) -> None:
     def pinned(*shards: Artifact) -> ManifestRequest:
         return ManifestRequest(shards={f"s{n}": one for n, one in enumerate(shards)}, held_out_fraction=0.5)
 
@@ -233,11 +245,8 @@ def test_rows_are_counted_by_their_ids_whatever_shards_hold_them(store: Store, t
 
 def test_a_row_with_another_weight_is_new_where_training_reads_weights(store: Store, tmp_path: Path) -> None:
     def pinned(weights: list[float], reads: bool) -> ManifestRequest:
-        path = tmp_path / "rows.jsonl"
         rows = ({"prompt": f"p{n}", "chosen": "c", "rejected": "r", "weight": one} for n, one in enumerate(weights))
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        reading = Reading(weight_column="weight")
-        shard = execute(SHARD, ShardRequest(file=pin_file(str(path)), reading=reading), store).artifact
+        shard = made_of(store, tmp_path / "rows.jsonl", rows, Reading(weight_column="weight"))
         return ManifestRequest(shards={"rows": shard}, held_out_fraction=0.0, reads_numbers=reads)
 
     for reads, corrected in ((True, 2), (False, 0)):
@@ -245,13 +254,7 @@ def test_a_row_with_another_weight_is_new_where_training_reads_weights(store: St
         assert changed_rows(store, before, pinned([1.0, 0.5, 1.0, 2.0], reads)) == (corrected, 0)
 
 
-def test_of_a_mix_those_rows_count_that_it_gives(store: Store, tmp_path: Path) -> None:
-    def shard(name: str, numbers: Iterable[int]) -> Artifact:
-        path = tmp_path / f"{name}.jsonl"
-        rows = ({"prompt": f"p{number}", "chosen": "c", "rejected": "r"} for number in numbers)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return execute(SHARD, ShardRequest(file=pin_file(str(path))), store).artifact
-
+def test_of_a_mix_those_rows_count_that_it_gives(store: Store, shard: Callable[[str, Iterable[int]], Artifact]) -> None:
     def pinned(*web: Artifact) -> ManifestRequest:
         mix = (
             Mix(shards=tuple(sorted(one.digest for one in web)), weight=1.0, max_rows=60),
